@@ -1,0 +1,51 @@
+"""Which array library an array belongs to. The array decides: there is no global device.
+
+Only this file and tinyrec/cuda/ name CuPy. CuPy is imported when something is first moved to a GPU, never before, so
+`import tinyrec` works and stays fast on a machine without one.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+Array = Any  # a numpy.ndarray or a cupy.ndarray
+
+
+class NoGPUError(RuntimeError):
+    """A GPU was asked for and there is none, or CuPy is not installed."""
+
+
+def get_xp(*arrays: Any) -> Any:
+    """The module (numpy or cupy) that the arrays belong to; Python numbers belong to either."""
+    cupy = sys.modules.get("cupy")  # a CuPy array can only exist if somebody has imported CuPy
+    if cupy is not None:
+        for array in arrays:
+            if isinstance(array, cupy.ndarray):
+                return cupy
+    return np
+
+
+def import_cupy() -> Any:
+    """The cupy module, with a working device behind it. Raises NoGPUError, which says what to install."""
+    try:
+        import cupy
+    except ImportError:
+        raise NoGPUError(
+            "a GPU was asked for but CuPy is not installed: pip install 'tinyrec[cuda12]' or 'tinyrec[cuda13]'"
+        ) from None
+    if not cupy.cuda.is_available():
+        raise NoGPUError("a GPU was asked for but CuPy finds no usable NVIDIA GPU on this machine")
+    return cupy
+
+
+def to_gpu(x: Array) -> Array:
+    """Copy a NumPy array to the current GPU; a GPU array is returned as it is. Raises NoGPUError."""
+    return import_cupy().asarray(x)
+
+
+def to_cpu(x: Array) -> np.ndarray:
+    """Copy a GPU array to host memory; a NumPy array is returned as it is."""
+    return x if get_xp(x) is np else x.get()

@@ -1,0 +1,63 @@
+"""Differentiable primitives, one file per family; here they become operators and methods of Tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..tape import Tensor
+from ..walk import backward
+from .elementwise import (
+    add,
+    bounded_sqrt,
+    clip,
+    div,
+    exp,
+    gelu,
+    log,
+    maximum,
+    mul,
+    neg,
+    pow,
+    relu,
+    sigmoid,
+    silu,
+    softcap,
+    softplus,
+    sqrt,
+    sub,
+    tanh,
+    where,
+)
+from .matmul import linear, matmul
+from .reduce import logsumexp, max, mean, sum
+from .shape import broadcast_to, concat, getitem, pad, reshape, scatter, split, stack, transpose
+
+
+def _shape_args(args: tuple) -> tuple[int, ...]:
+    """Both x.reshape(2, 3) and x.reshape((2, 3))."""
+    return tuple(args[0]) if len(args) == 1 and not isinstance(args[0], int) else args
+
+
+_METHODS: dict[str, Any] = {
+    "__add__": add,
+    "__sub__": sub,
+    "__mul__": mul,
+    "__truediv__": div,
+    "__matmul__": matmul,
+    "__neg__": neg,
+    "__radd__": lambda x, y: add(y, x),
+    "__rsub__": lambda x, y: sub(y, x),
+    "__rmul__": lambda x, y: mul(y, x),
+    "__rtruediv__": lambda x, y: div(y, x),
+    "__rmatmul__": lambda x, y: matmul(y, x),
+    "__pow__": lambda x, exponent: pow(x, exponent=exponent),
+    "__getitem__": lambda x, index: getitem(x, index=index),
+    "sum": sum,
+    "mean": mean,
+    "max": max,
+    "reshape": lambda x, *shape: reshape(x, shape=_shape_args(shape)),
+    "transpose": lambda x, *axes: transpose(x, axes=_shape_args(axes) if axes else None),
+    "backward": backward,
+}
+for _name, _function in _METHODS.items():
+    setattr(Tensor, _name, _function)
