@@ -29,7 +29,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,27 +67,33 @@ class Leaf:
 class Node:
     """One recorded call: parents are (node, output index) pairs or None, saved is what the vjp will read."""
 
-    __slots__ = ("array_ids", "id", "n_outputs", "op", "parents", "saved")
+    __slots__ = ("array_ids", "id", "many", "n_outputs", "op", "parents", "saved")
 
-    def __init__(self, op: Op, parents: list, saved: tuple, n_outputs: int, array_ids: list):
+    def __init__(self, op: Op, parents: list, saved: tuple, n_outputs: int, array_ids: tuple, many: bool):
         self.id, self.op, self.parents, self.saved = _next_id(), op, parents, saved
-        self.n_outputs, self.array_ids = n_outputs, array_ids
+        self.n_outputs, self.array_ids, self.many = n_outputs, array_ids, many  # many: it returned a tuple, even of 1
 
 
 class Tensor:
-    """An array and the node that made it. Operators and methods are bound in tinyrec/ops/__init__.py.
-
-    data: NumPy or CuPy array of any shape. requires_grad=True makes it a leaf that collects `.grad`.
-    """
+    """An array (NumPy or CuPy, any shape) and the node that made it; requires_grad=True: a leaf that has `.grad`."""
 
     __slots__ = ("__weakref__", "data", "index", "node")
     __array_ufunc__ = None  # so that `array * tensor` asks the Tensor
+
+    if TYPE_CHECKING:  # ops/__init__.py binds the real ones
+        def _op(self, *args: Any, **static: Any) -> Tensor: ...
+        def backward(self, g: Any = None) -> None: ...
+        __add__ = __sub__ = __mul__ = __truediv__ = __matmul__ = __pow__ = __neg__ = __getitem__ = _op
+        __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rmatmul__ = sum = mean = max = reshape = transpose = _op
+    else:  # hidden from type checkers, to whom whatever has an __array__ is an array
+        def __array__(self, *_, **__):
+            raise TypeError("NumPy would lose this Tensor's history: use an op of tinyrec, or x.data if you mean that")
 
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
             raise TypeError("Tensor(...) takes an array, got a Tensor; use x.detach() to cut the history")
         # A view, so that two Tensors never share one array object: saved arrays are recognised by identity (walk.py).
-        self.data = data[...] if hasattr(data, "dtype") and data.ndim else get_xp(data).asarray(data)
+        self.data = data[...] if hasattr(data, "dtype") else np.asarray(data)
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"only floating point tensors have gradients, got dtype {self.data.dtype}")
         self.node: Node | Leaf | None = Leaf() if requires_grad else None
@@ -104,10 +110,7 @@ class Tensor:
             raise ValueError("only a leaf (requires_grad=True, not made by an op) has a .grad to set")
         self.node.grad = value
 
-    @property
-    def requires_grad(self) -> bool:
-        return self.node is not None
-
+    requires_grad = property(lambda self: self.node is not None)
     shape = property(lambda self: self.data.shape)
     ndim = property(lambda self: self.data.ndim)
     size = property(lambda self: self.data.size)
@@ -138,23 +141,28 @@ def make(data: Array, node: Node | Leaf | None, index: int) -> Tensor:
     return t
 
 
+def array_of(x: Any) -> Any:
+    """The array inside of a Tensor; anything else is returned as it is."""
+    return x.data if type(x) is Tensor else x
+
+
 class Op:
     """What the tape knows of a primitive: its two functions, and whether the backward can be differentiated again.
 
-    twin: the naive form to use for second derivatives, for a `fused` op. surrogate: why the backward is not the derivative.
+    twin: the naive form of a `fused` op, for second derivatives. surrogate: why the backward is not the derivative.
     """
 
     def __init__(self, forward: Callable, twin: Callable | None, surrogate: str):
-        self.forward, self.twin, self.surrogate = forward, twin, surrogate
-        self.name = forward.__name__
+        self.name, self.forward, self.twin, self.surrogate = forward.__name__, forward, twin, surrogate
         self.backward: Callable | None = None
         self.selective = False  # does the backward want to know which arguments need a gradient?
 
     def describe(self, arrays: list) -> str:
         """`add(x (2, 7), y (5,))`: the call with every shape, for error messages."""
-        names = list(inspect.signature(self.forward).parameters)
+        parameters = inspect.signature(self.forward).parameters.values()
+        names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         names += names[-1:] * (len(arrays) - len(names))  # *args repeat their name
-        shown = [f"{n} {a.shape}" if hasattr(a, "shape") else f"{n} {a!r:.20}" for n, a in zip(names, arrays, strict=False)]
+        shown = [f"{name} {getattr(a, 'shape', a)}" for name, a in zip(names, arrays, strict=False)]
         return f"{self.name}({', '.join(shown)})"
 
 
@@ -164,17 +172,14 @@ def _primitive(forward: Callable, twin: Callable | None = None, surrogate: str =
 
     @functools.wraps(forward)
     def call(*args: Any, **static: Any) -> Any:
-        arrays, parents, any_tensor, tracked = [], [], False, False
+        arrays: list = []
+        parents: list = []  # (node, output index) of each argument, None for a constant
+        any_tensor = False
         for a in args:
             if type(a) is Tensor:
                 any_tensor = True
                 arrays.append(a.data)
-                node = a.node
-                if node is None:
-                    parents.append(None)
-                else:
-                    tracked = True
-                    parents.append((node, a.index))
+                parents.append(a.node and (a.node, a.index))
             else:
                 arrays.append(a)
                 parents.append(None)
@@ -188,9 +193,9 @@ def _primitive(forward: Callable, twin: Callable | None = None, surrogate: str =
             return out
         many = type(out) is tuple
         node = None
-        if tracked and mode.recording:
+        if mode.recording and any(parents):
             outs = out if many else (out,)
-            node = Node(op, parents, saved, len(outs), (*map(id, arrays), *map(id, outs)))
+            node = Node(op, parents, saved, len(outs), (*map(id, arrays), *map(id, outs)), many)
         return tuple([make(o, node, i) for i, o in enumerate(out)]) if many else make(out, node, 0)
 
     def vjp(backward: Callable) -> Callable:
@@ -207,9 +212,9 @@ def op(forward: Callable) -> Any:
     return _primitive(forward)
 
 
-def fused(twin: Callable) -> Callable[[Callable], Any]:
+def fused(twin: Callable, surrogate: str = "") -> Callable[[Callable], Any]:
     """Like `op`, for a backward of raw array code; asked for a second derivative it raises and names `twin`."""
-    return lambda forward: _primitive(forward, twin=twin)
+    return lambda forward: _primitive(forward, twin=twin, surrogate=surrogate)
 
 
 def surrogate(reason: str) -> Callable[[Callable], Any]:

@@ -11,13 +11,19 @@ from heapq import heappop, heappush
 from typing import Any
 
 from .backend import Array, get_xp
-from .tape import Leaf, Node, SecondOrderError, Tensor, check_finite, make, mode
+from .tape import Node, SecondOrderError, Tensor, check_finite, make, mode
 
 
 def backward(y: Tensor, g: Array | None = None) -> None:
     """Add dL/dx into `.grad` of every leaf x that y depends on; g = dL/dy, 1 for a scalar y. Uses up the graph."""
-    for leaf, cotangents in _walk(y, g, None, create_graph=False).values():
-        leaf.grad = cotangents[0] if leaf.grad is None else leaf.grad + cotangents[0]
+    owned: set[int] = set()
+    for leaf, (gx,) in _walk(y, g, None, create_graph=False).values():
+        if leaf.grad is not None:
+            gx = leaf.grad + gx
+        elif gx is g or gx.base is not None or id(gx) in owned:
+            gx = gx.copy()  # two leaves may have received one array (x + y), or views of one
+        owned.add(id(gx))
+        leaf.grad = gx
 
 
 def grad(y: Tensor, xs: Sequence[Tensor], g: Any = None, create_graph: bool = False) -> list:
@@ -50,8 +56,12 @@ def _walk(y: Tensor, g: Any, wanted: set[int] | None, create_graph: bool) -> dic
         if y.size != 1:
             raise ValueError(f"backward: a tensor of shape {y.shape} is not a scalar; pass its cotangent g")
         g = get_xp(y.data).ones_like(y.data)
-    elif getattr(g, "shape", ()) != y.shape:
-        raise ValueError(f"backward: cotangent g has shape {getattr(g, 'shape', ())}, the tensor has {y.shape}")
+    elif type(g) is not Tensor:
+        g = get_xp(y.data).asarray(g, dtype=y.dtype)  # a Python number, a list, or float64 where y is float32
+    elif not create_graph:
+        g = g.data
+    if g.shape != y.shape:
+        raise ValueError(f"backward: cotangent g has shape {g.shape}, the tensor has {y.shape}")
 
     lowest = 0 if wanted is None else min(wanted, default=y.node.id)  # older than every wanted node: cannot matter
     found: dict[int, tuple[Any, list]] = {}
@@ -65,6 +75,8 @@ def _walk(y: Tensor, g: Any, wanted: set[int] | None, create_graph: bool) -> dic
             found[node.id] = entry
         if op is None:
             continue
+        if op.backward is None:
+            raise TypeError(f"op '{op.name}' has no backward yet: write one under it and mark it @{op.name}.vjp")
         saved = node.saved
         if saved is None:
             raise RuntimeError(
@@ -75,7 +87,7 @@ def _walk(y: Tensor, g: Any, wanted: set[int] | None, create_graph: bool) -> dic
             saved = _saved_as_tensors(node)
         else:
             node.saved = None
-        g = cotangents[0] if node.n_outputs == 1 else tuple(cotangents)
+        g = tuple(cotangents) if node.many else cotangents[0]
         parents = node.parents
         if op.selective:
             gs = op.backward(g, *saved, needs=[p is not None for p in parents])
@@ -114,15 +126,21 @@ def _saved_as_tensors(node: Node) -> list:
         )
     ends = [*node.parents, *((node, i) for i in range(node.n_outputs))]  # what array_ids lists
     tensors = []
-    for a in node.saved:
-        if getattr(getattr(a, "dtype", None), "kind", "") != "f":
+    for a in node.saved or ():
+        if not is_float(a):
+            if isinstance(a, (tuple, list)) and any(map(is_float, a)):
+                raise SecondOrderError(f"op '{node.op.name}' saves arrays inside a tuple or list; save each by itself")
             tensors.append(a)  # shapes, indices, masks, Python numbers: constants
-        elif id(a) in node.array_ids:
-            end = ends[node.array_ids.index(id(a))]
-            tensors.append(a if end is None else make(a, *end))
-        else:
-            raise SecondOrderError(
-                f"op '{node.op.name}' saves an array that is neither its input nor its output, "
-                "so its backward cannot be differentiated again"
-            )
+            continue
+        origins = {end for end, known in zip(ends, node.array_ids, strict=True) if known == id(a)}
+        if len(origins) != 1:
+            what = "one array that is two different inputs" if origins else "an array that is neither input nor output"
+            raise SecondOrderError(f"op '{node.op.name}' saves {what}, so its backward cannot be differentiated again")
+        end = origins.pop()
+        tensors.append(a if end is None else make(a, *end))
     return tensors
+
+
+def is_float(a: Any) -> bool:
+    """Is it an array or a Tensor of floating point numbers, which alone can have gradients?"""
+    return getattr(getattr(a, "dtype", None), "kind", "") == "f"

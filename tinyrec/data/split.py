@@ -33,7 +33,7 @@ def split_text(text: bytes, valid: float = 0.05, test: float = 0.05) -> Split:
     if valid < 0 or test < 0 or valid + test >= 1:
         raise DataError(f"the shares of valid and test must be >= 0 and leave room for train, got {valid} and {test}")
     first = _line_end(text, round(len(text) * (1 - valid - test)))
-    second = max(first, _line_end(text, round(len(text) * (1 - test))))
+    second = _line_end(text, round(len(text) * (1 - test)))
     pieces = text[:first], text[first:second], text[second:]
     known = set(_passages(pieces[0]))
     valid_piece = _without(pieces[1], known)
@@ -71,11 +71,13 @@ def _passages(text: bytes) -> Iterator[bytes]:
 
 
 def _without(text: bytes, known: set[bytes]) -> bytes:
-    """Drop the known paragraphs, each with the empty lines behind it, and then the known lines of the others."""
+    """Drop the known paragraphs, each with the empty lines behind it, and the known lines of the others."""
     parts = EMPTY_LINES.split(text) + [b""]  # paragraph, empty lines, paragraph, ..., paragraph, b""
     kept = []
-    for paragraph, empty_lines in zip(parts[::2], parts[1::2]):
-        if _key(paragraph) not in known:
-            kept += [line for line in paragraph.splitlines(keepends=True) if _key(line) not in known]
-            kept.append(empty_lines)
+    for paragraph, empty_lines in zip(parts[::2], parts[1::2], strict=True):
+        if _key(paragraph) in known:
+            continue
+        remaining = b"".join(line for line in re.split(rb"(?<=\n)", paragraph) if _key(line) not in known)
+        if remaining and _key(remaining) not in known:  # without those lines it may have become a known one
+            kept += [remaining, empty_lines]
     return b"".join(kept)

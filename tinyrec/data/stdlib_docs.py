@@ -37,7 +37,7 @@ def stdlib_docs(max_bytes: int | None = None) -> bytes:
             if key in seen:
                 continue
             seen.add(key)
-            entries.append(f"{name}\n{docstring}\n\n".encode())
+            entries.append(f"{name}\n{docstring}\n\n".encode(errors="replace"))  # "\ud800" has no UTF-8
             size += len(entries[-1])
         if max_bytes is not None and size >= max_bytes:
             break
@@ -61,8 +61,9 @@ def _docstrings(path: Path, root: Path) -> Iterator[tuple[str, str]]:
     for name, node in _definitions(module, ast.parse(path.read_bytes())):
         docstring = (ast.get_docstring(node) or "").strip()
         if docstring:
-            has_arguments = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            yield (f"{name}({ast.unparse(node.args)})" if has_arguments else name), docstring
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{name}({ast.unparse(node.args)})"
+            yield name, docstring
 
 
 def _definitions(name: str, node: Documented) -> Iterator[tuple[str, Documented]]:

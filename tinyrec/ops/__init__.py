@@ -6,6 +6,9 @@ from typing import Any
 
 from ..tape import Tensor
 from ..walk import backward
+from .attention import attention
+from .block_linear import block_linear
+from .conv import causal_conv
 from .elementwise import (
     add,
     bounded_sqrt,
@@ -28,9 +31,14 @@ from .elementwise import (
     tanh,
     where,
 )
+from .embedding import embedding
+from .gelu_gate import gelu_gate
 from .matmul import linear, matmul
+from .norm import layernorm, rmsnorm
 from .reduce import logsumexp, max, mean, sum
+from .rope import rope, rope_tables
 from .shape import broadcast_to, concat, getitem, pad, reshape, scatter, split, stack, transpose
+from .softmax import cross_entropy, softmax
 
 
 def _shape_args(args: tuple) -> tuple[int, ...]:

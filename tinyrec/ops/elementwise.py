@@ -79,6 +79,8 @@ def pow(x, *, exponent: float):
 
 @pow.vjp
 def pow_vjp(g, x, exponent):  # dx = g p x^(p-1)
+    if exponent == 0:
+        return None  # not 0 * x^-1, which is NaN at 0
     return g * pow(x, exponent=exponent - 1) * exponent
 
 
@@ -228,7 +230,9 @@ def maximum_vjp(g, x_wins, x_shape, y_shape, *, needs):
 @op
 def where(mask, x, y):
     """x where mask, else y; mask is boolean and has no gradient."""
-    return get_xp(mask, x, y).where(mask, x, y), (mask, shape_of(x), shape_of(y))
+    xp = get_xp(mask, x, y)
+    mask = xp.asarray(mask, dtype=bool)
+    return xp.where(mask, x, y), (mask, shape_of(x), shape_of(y))
 
 
 @where.vjp

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import get_xp
-from ..tape import op
+from ..tape import array_of, op
 
 Shape = tuple[int, ...]
 
@@ -154,7 +154,7 @@ def split_vjp(gs, x_shape, sizes, axis):
     some = next(g for g in gs if g is not None)
     axis %= len(x_shape)
     shapes = [(*x_shape[:axis], n, *x_shape[axis + 1 :]) for n in sizes]
-    zeros = get_xp(getattr(some, "data", some)).zeros
+    zeros = get_xp(array_of(some)).zeros
     return concat(*(zeros(s, some.dtype) if g is None else g for g, s in zip(gs, shapes, strict=True)), axis=axis)
 
 

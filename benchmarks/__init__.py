@@ -1,0 +1,1 @@
+"""tinyrec beside PyTorch, as ratios measured side by side: `python -m benchmarks --help`."""

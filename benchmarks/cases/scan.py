@@ -1,0 +1,67 @@
+"""h_t = a_t h_{t-1} + x_t over (B, T, D) = (8, 512, 512), float32, one thread, beside the floor that memory sets.
+
+The floor is the time of passing once over the bytes that must be touched, arrays ready, no arithmetic to speak of:
+forward reads a, x and writes h (12 bytes an element), backward reads a, h, dh and writes dx, da (20 bytes).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.cases import Case
+
+B, T, D = 8, 512, 512
+
+
+def tinyrec_side(backward: bool) -> Callable[[], object]:
+    raise NotImplementedError("tinyrec's side of scan is not written yet")
+
+
+def floor_side(backward: bool) -> Callable[[], object]:
+    import numpy as np
+
+    a, x, h = (np.ones((T, B, D), np.float32) for _ in range(3))
+    if not backward:
+        return lambda: np.add(a, x, out=h)
+    dh, dx, da = (np.ones((T, B, D), np.float32) for _ in range(3))
+
+    def call() -> None:
+        np.add(a, x, out=h)
+        np.add(a, h, out=dx)
+        np.copyto(da, dh)
+
+    return call
+
+
+def torch_side(backward: bool, scan: str) -> Callable[[], object]:
+    import torch
+
+    from benchmarks.torch_rglru import SCANS
+
+    run = SCANS[scan]
+    a, x, dh = (torch.rand(B, T, D) for _ in range(3))
+    h_init = torch.zeros(B, D)
+    if not backward:
+        return torch.no_grad()(lambda: run(x, a, h_init))
+    a.requires_grad_()
+    x.requires_grad_()
+
+    def call() -> None:
+        a.grad = x.grad = None
+        run(x, a, h_init)[0].backward(dh)
+
+    return call
+
+
+CASES = [
+    Case(
+        f"scan/{name}",
+        {
+            "tinyrec": partial(tinyrec_side, backward),
+            "floor": partial(floor_side, backward),
+            "torch": partial(torch_side, backward, "official"),
+            "torch-unbind": partial(torch_side, backward, "unbind"),
+        },
+        threads=1,
+    )
+    for name, backward in [("forward", False), ("forward+backward", True)]
+]

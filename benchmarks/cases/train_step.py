@@ -1,0 +1,58 @@
+"""One training step of a tiny language model: forward, loss, backward, clip to norm 1, AdamW; float32, two threads.
+
+The paper's sizes shrunk: E = 4/3 D rounded to whole gate blocks, an MLP of 3 D, every third mixer of Griffin local
+attention, no embedding scale and no soft cap.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks.cases import Case
+
+if TYPE_CHECKING:
+    from benchmarks.torch_griffin import Griffin
+
+B, T, VOCAB = 8, 256, 256
+D, E, MLP, HEADS = 128, 172, 384, 4
+WINDOW = 64  # of Griffin's local attention
+LEARNING_RATE = 1e-3
+KINDS = {
+    "hawk": ("recurrent", "recurrent", "recurrent", "recurrent"),
+    "griffin": ("recurrent", "recurrent", "attention", "recurrent"),
+    "mqa": ("attention", "attention", "attention", "attention"),  # global: the window is the whole context
+}
+
+
+def tinyrec_side(kind: str) -> Callable[[], object]:
+    raise NotImplementedError("tinyrec's side of train_step is not written yet")
+
+
+def torch_model(kind: str, scan: str, context: int) -> "Griffin":
+    import torch
+
+    from benchmarks.torch_griffin import Config, Griffin
+
+    torch.manual_seed(0)
+    window = WINDOW if kind == "griffin" else context
+    return Griffin(Config(VOCAB, D, MLP, HEADS, E, KINDS[kind], window, scan=scan))
+
+
+def torch_side(kind: str, scan: str) -> Callable[[], object]:
+    import torch
+
+    from benchmarks.torch_griffin import train_step
+
+    model = torch_model(kind, scan, T)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    tokens = torch.randint(0, VOCAB, (B, T))
+    positions = torch.arange(T).expand(B, T)
+    return lambda: train_step(model, optimizer, tokens, positions)
+
+
+def sides(kind: str) -> dict:
+    both = {"tinyrec": partial(tinyrec_side, kind), "torch": partial(torch_side, kind, "official")}
+    return both if kind == "mqa" else both | {"torch-unbind": partial(torch_side, kind, "unbind")}
+
+
+CASES = [Case(f"train_step/{kind}", sides(kind)) for kind in KINDS]

@@ -1,0 +1,111 @@
+"""Measure one side of one case in a process of its own and print what was seen as JSON.
+
+    python -m benchmarks.worker CASE SIDE --threads 2
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.cases import all_cases
+
+STATUS, CLEAR, CPU = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/stat")
+WARM_UP_CALLS, WARM_UP_SECONDS = 2, 0.3
+LEAST_CALLS = 3  # however slow
+
+
+def memory_mb(field: str) -> float | None:
+    """VmRSS, the memory in use, or VmHWM, its peak since the last reset; None where Linux does not tell."""
+    try:
+        lines = STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
+
+
+def reset_peak_memory() -> None:
+    with contextlib.suppress(OSError):  # then the peak includes the warm-up: never less than the truth
+        CLEAR.write_text("5")
+
+
+def foreign_cpu_seconds() -> float | None:
+    """CPU seconds that everything except this process has used since the machine started; None off Linux."""
+    try:
+        user, nice, system, _, _, irq, softirq, steal = map(int, CPU.read_text().split("\n", 1)[0].split()[1:9])
+    except (OSError, ValueError):
+        return None
+    ticks = user + nice + system + irq + softirq + steal
+    own = os.times()
+    return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def load(library: str, threads: int) -> str:
+    """Import the library and run one product, so that neither counts as memory of the step; return its version."""
+    if library == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        torch.ones(64, 64) @ torch.ones(64, 64)
+        return f"torch {torch.__version__}"
+    import numpy as np
+
+    np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)
+    if library == "tinyrec":
+        import tinyrec  # noqa: F401
+    return f"numpy {np.__version__}"
+
+
+def time_calls(call: Callable[[], object], calls: int, seconds: float) -> list[float]:
+    """Seconds of each of `calls` calls, or of fewer when `seconds` have passed."""
+    times: list[float] = []
+    while len(times) < calls and (len(times) < LEAST_CALLS or sum(times) < seconds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def warm_up(call: Callable[[], object], enough: float) -> None:
+    """At least two calls and 0.3 s; a call longer than `enough` seconds needs no second one."""
+    start, calls, passed = time.perf_counter(), 0, 0.0
+    while passed < WARM_UP_SECONDS or (calls < WARM_UP_CALLS and passed < enough):
+        call()
+        calls, passed = calls + 1, time.perf_counter() - start
+
+
+def measure(case_name: str, side: str, threads: int, calls: int, seconds: float) -> dict:
+    case = all_cases()[case_name]
+    version = load(side.partition("-")[0], threads)
+    before = memory_mb("VmRSS")
+    try:
+        call = case.sides[side]()
+    except NotImplementedError as missing:
+        return {"missing": str(missing), "version": version}
+    warm_up(call, seconds / 4)
+    reset_peak_memory()
+    foreign = foreign_cpu_seconds()
+    times = time_calls(call, calls, seconds)
+    after = foreign_cpu_seconds()
+    peak = memory_mb("VmHWM")
+    return {
+        "seconds": [t / case.per_call for t in times],
+        "memory_mb": None if before is None or peak is None else peak - before,
+        "foreign_cores": None if foreign is None or after is None else max(0.0, (after - foreign) / sum(times)),
+        "version": version,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case")
+    parser.add_argument("side")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calls", type=int, default=9, help="how many calls to time")
+    parser.add_argument("--seconds", type=float, default=8.0, help="stop earlier, after so much timed work")
+    options = parser.parse_args()
+    print(json.dumps(measure(options.case, options.side, options.threads, options.calls, options.seconds)))

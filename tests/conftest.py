@@ -1,0 +1,69 @@
+"""What every test runs under: poisoned fresh memory, reproducible hypothesis, GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+# deadline: the two test processes share their cores, so a slow example says nothing about the code.
+hypothesis.settings.register_profile("here", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+def poison(array: Any) -> Any:
+    """Fill a fresh array, in place, with values that cannot pass for a result: NaN, NaT, the largest integer, True."""
+    kind = getattr(getattr(array, "dtype", None), "kind", "")  # "" for what is no array at all
+    if kind in "fc":
+        array.fill(np.nan)
+    elif kind in "iu":
+        array.fill(np.iinfo(array.dtype).max)
+    elif kind == "b":
+        array.fill(True)
+    elif kind in "mM":
+        array.fill("NaT")
+    return array  # strings, records and objects are born empty or have no such value
+
+
+def poisoned(allocate: Callable) -> Callable:
+    """np.empty or np.empty_like, but what it returns is poisoned."""
+
+    @functools.wraps(allocate)
+    def empty(*args: Any, **keywords: Any) -> Any:
+        return poison(allocate(*args, **keywords))
+
+    return empty
+
+
+@functools.cache
+def cupy_with_a_device() -> Any:
+    """The cupy module, or None where it is not installed or finds no GPU."""
+    try:
+        import cupy
+    except ImportError:
+        return None
+    return cupy if cupy.cuda.is_available() else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def poison_fresh_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fresh memory is often zero by luck, and code that forgets to write all of it passes. Under test it never is."""
+    modules = [np]
+    if any(item.get_closest_marker("gpu") for item in request.session.items) and cupy_with_a_device():
+        modules.append(cupy_with_a_device())
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "empty", poisoned(module.empty))
+            patch.setattr(module, "empty_like", poisoned(module.empty_like))
+        yield
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and cupy_with_a_device() is None:
+        pytest.skip("needs CuPy and a CUDA GPU")

@@ -1,0 +1,64 @@
+"""Let a trained model go on writing; the text appears as it is made.
+
+  tinyrec generate runs/hawk-pydoc --prompt "The module" --temperature 0.8
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from tinyrec.cli.models import load_model
+from tinyrec.cli.parser import Mistake, Parser, as_mistake
+from tinyrec.cli.runs import RunFolder
+from tinyrec.data import encode
+from tinyrec.generate import generate, stream_text
+from tinyrec.train import streams
+
+USAGE = "RUN [options]"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or a checkpoint")
+    parser.add_argument("--prompt", default="\n", metavar="TEXT", help="what to go on from (default a line feed)")
+    parser.add_argument("--tokens", type=int, default=500, metavar="N", help="bytes to write (default 500)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest (default 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="choose among the K likeliest; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="choose among the likeliest with share P")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choices (default 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the text into FILE, too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    saved, options = RunFolder(arguments.run).load()
+    if options.task:
+        raise Mistake(f"{arguments.run} was trained on the task {options.task}; there is no text in it to generate")
+    if not arguments.prompt:
+        raise Mistake("the prompt is empty; a model goes on from something, a line feed for instance")
+    with as_mistake(ValueError):
+        tokens = generate(
+            load_model(saved),
+            encode(arguments.prompt),
+            arguments.tokens,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            rng=streams(arguments.seed).sampling,
+        )
+    with contextlib.ExitStack() as stack:
+        outputs = [sys.stdout]
+        if arguments.out:
+            outputs.append(stack.enter_context(arguments.out.open("w", encoding="utf-8")))
+        stack.enter_context(threadpool_limits(1))  # one token at a time is too little work to share
+        for output in outputs:
+            output.write(arguments.prompt.lstrip("\n"))
+        for text in stream_text(tokens):
+            for output in outputs:
+                output.write(text)
+                output.flush()
+        print()
+    return 0

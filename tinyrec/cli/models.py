@@ -1,0 +1,70 @@
+"""From names, options and checkpoints to models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyrec import checkpoint
+from tinyrec.backend import to_gpu
+from tinyrec.checkpoint import CheckpointError
+from tinyrec.cli.parser import Mistake, as_mistake, did_you_mean
+from tinyrec.models import MODELS, build, make_config
+from tinyrec.nn import parameters
+from tinyrec.train import Options, State, start
+
+
+def check_model(name: str | None) -> None:
+    if name not in MODELS:
+        known = ", ".join(MODELS)
+        if name is None:
+            raise Mistake(f"which model: {known}?")
+        raise Mistake(f"there is no model {name!r}, only {known}{did_you_mean(name, MODELS)}")
+
+
+def model_config(name: str, given: dict[str, Any], vocab_size: int) -> Any:
+    """The model's config: its preset ("tiny" if none is given), then the options given, each of the preset's type."""
+    options = dict(given)
+    if "vocab_size" in options:
+        raise Mistake(f"vocab_size is not chosen: it follows from the data, here {vocab_size}")
+    preset = str(options.pop("preset", "tiny"))
+    with as_mistake(ValueError):
+        usual = make_config(name, preset)
+        for key, value in options.items():
+            before = getattr(usual, key, value)  # an unknown option is make_config's to complain about
+            if isinstance(before, tuple) and isinstance(value, list):
+                options[key] = tuple(value)
+            elif isinstance(before, float) and type(value) is int:
+                options[key] = float(value)
+            elif before is not None and type(value) is not type(before):
+                raise Mistake(f"--model.{key} takes a value of type {type(before).__name__}, got {value!r}")
+        return make_config(name, preset, vocab_size=vocab_size, **options)
+
+
+def saved_config(saved: checkpoint.Run) -> Any:
+    """The config as it was; JSON has made lists of its tuples."""
+    return MODELS[saved.name].config(**{key: tuple(v) if isinstance(v, list) else v for key, v in saved.config.items()})
+
+
+def load_model(saved: checkpoint.Run, device: str = "cpu") -> Any:
+    """The model of a checkpoint."""
+    with as_mistake(CheckpointError, ValueError, TypeError):
+        model = build(saved.name, saved_config(saved), np.random.default_rng(0), saved.dtype)
+        checkpoint.restore(model, saved.parameters)
+    if device == "gpu":
+        for _, p in parameters(model):
+            p.data = to_gpu(p.data)
+    return model
+
+
+def load_state(saved: checkpoint.Run, options: Options) -> State:
+    """What training goes on with."""
+    with as_mistake(CheckpointError, ValueError, TypeError):
+        state = start(saved.name, saved_config(saved), options)
+        checkpoint.restore(state.model, saved.parameters)
+        if saved.optimizer is None or saved.rng is None:
+            raise CheckpointError("this checkpoint holds a model only; training cannot go on from it")
+        state.optimizer.load_state(saved.optimizer)
+    state.data_rng, state.step = saved.rng, saved.step
+    return state

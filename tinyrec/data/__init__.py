@@ -1,0 +1,39 @@
+"""Data: text as bytes, a split without leaks, batches, the figures to beat, and synthetic tasks.
+
+    split = split_text(load_text("pydoc", max_bytes=1_000_000))
+    check_length(split, context=256)
+    batches = Batches(encode(split.train), length=256)
+    tokens, targets = batches.sample(8, rng)                  # (B, T) each
+    best(anchors(split.train, split.valid))                   # what counting and xz reach, in bits per byte
+"""
+
+from tinyrec.data.anchors import anchors, best
+from tinyrec.data.batches import IGNORE_INDEX, Batches
+from tinyrec.data.errors import DataError
+from tinyrec.data.split import Split, check_length, split_text
+from tinyrec.data.tasks import TASKS, Copy, Induction, SelectiveCopy, Task, load_task
+from tinyrec.data.text import SOURCES, load_text
+from tinyrec.data.vocabulary import VOCAB_SIZE, decode, decode_text, encode
+
+__all__ = [
+    "IGNORE_INDEX",
+    "SOURCES",
+    "TASKS",
+    "VOCAB_SIZE",
+    "Batches",
+    "Copy",
+    "DataError",
+    "Induction",
+    "SelectiveCopy",
+    "Split",
+    "Task",
+    "anchors",
+    "best",
+    "check_length",
+    "decode",
+    "decode_text",
+    "encode",
+    "load_task",
+    "load_text",
+    "split_text",
+]

@@ -1,0 +1,162 @@
+"""Synthetic tasks that ask one thing of a model: can it remember, choose what to remember, and look up.
+
+Every task is a small dataclass with the same three members, so a training loop needs to know none of them:
+
+    task.sample(batch, rng) -> tokens (B, T), targets (B, T)      target -1: not scored
+    task.vocab_size                                               symbols and special tokens
+    task.accuracy(logits, targets)                                share of the scored targets that are right
+
+In the pictures a to h are symbols, `_` is a blank, `?` asks for an answer, and `.` is a target that is not scored.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyrec.data.batches import IGNORE_INDEX
+from tinyrec.data.errors import DataError, did_you_mean
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the tasks share: `length` tokens (T) a sequence, `vocab` symbols 0 .. vocab - 1, then special tokens."""
+
+    length: int = 64
+    vocab: int = 8
+
+    SPECIAL_TOKENS = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 2 if field.name == "vocab" else 1
+            if not isinstance(value, int) or value < least:
+                raise DataError(f"{field.name} of a task must be a whole number, at least {least}, got {value!r}")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab + self.SPECIAL_TOKENS
+
+    def sample(self, batch: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Return tokens (B, T) and targets (B, T), all of it decided by the Generator."""
+        raise NotImplementedError
+
+    def accuracy(self, logits: npt.NDArray[np.floating], targets: Ints) -> float:
+        """Return the share of scored targets (B, T) that have the largest of the logits (B, T, V)."""
+        if logits.shape != (*targets.shape, self.vocab_size):
+            raise DataError(f"logits must be {(*targets.shape, self.vocab_size)} for these targets, got {logits.shape}")
+        scored = targets != IGNORE_INDEX
+        return float((logits.argmax(axis=-1) == targets)[scored].mean())
+
+
+@dataclass(frozen=True)
+class Copy(Task):
+    """Repeat `items` symbols after a pause that is always equally long (Arjovsky et al. 2016).
+
+        tokens    c a d a _ _ _ _ ? ? ? ?       length 12, items 4
+        targets   . . . . . . . . c a d a
+
+    Solved by anything that can delay its input by a fixed time, a convolution for instance. The answers so far are not
+    shown to the model: it must know by itself where it stands. blank = vocab, ? = vocab + 1.
+    """
+
+    items: int = 8
+
+    SPECIAL_TOKENS = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length < 2 * self.items:
+            raise DataError(f"{self.items} items and their answers need length {2 * self.items}, got {self.length}")
+
+    def sample(self, batch: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        positions = np.broadcast_to(np.arange(self.items), (batch, self.items))
+        return self._layout(positions, rng.integers(0, self.vocab, size=(batch, self.items)))
+
+    def _layout(self, positions: Ints, items: Ints) -> tuple[Ints, Ints]:
+        """Put items (B, n) at positions (B, n) among blanks, and ask for them in the last n places."""
+        blank, ask = self.vocab, self.vocab + 1
+        tokens = np.full((len(items), self.length), blank, np.int64)
+        np.put_along_axis(tokens, positions, items, axis=1)
+        tokens[:, -self.items :] = ask
+        targets = np.full_like(tokens, IGNORE_INDEX)
+        targets[:, -self.items :] = items
+        return tokens, targets
+
+
+@dataclass(frozen=True)
+class SelectiveCopy(Copy):
+    """Repeat `items` symbols that stand at random places among blanks, in their order.
+
+        tokens    _ c _ _ a d _ a ? ? ? ?       length 12, items 4
+        targets   . . . . . . . . c a d a
+
+    The variant of the copying task of Arjovsky et al. (2016) in Gu & Dao (2023), also in De et al. (2024, section 6).
+    A fixed delay does not help: what to keep must be chosen by what it is, so gates have to depend on the input.
+    """
+
+    def sample(self, batch: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        positions = _random_places(batch, self.length - self.items, self.items, rng)
+        return self._layout(positions, rng.integers(0, self.vocab, size=(batch, self.items)))
+
+
+@dataclass(frozen=True)
+class Induction(Task):
+    """Say what followed the special token before: the pattern of induction heads, A B ... A -> B (Olsson et al. 2022).
+
+        tokens    c a ! f d h ! f b ! f c       length 12, occurrences 3; "!" is the special token
+        targets   . . . . . . f . . f . .
+
+    The special token (= vocab) is always followed by the same symbol, another one in each sequence; the rest is noise.
+    Scored are its occurrences 2 to n. With occurrences = 2 this is close to the form of Gu & Dao (2023), one answer a
+    sequence, which a toy learns very slowly; more occurrences give it more to learn from. Sample with a larger
+    `length` and the same `occurrences` to see whether what was learned holds over wider gaps.
+    """
+
+    occurrences: int = 4
+
+    SPECIAL_TOKENS = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.occurrences < 2 or self.length < 2 * self.occurrences:
+            raise DataError(
+                f"induction needs 2 occurrences or more and 2 tokens for each, "
+                f"got {self.occurrences} occurrences in length {self.length}"
+            )
+
+    def sample(self, batch: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        n = self.occurrences
+        tokens = rng.integers(0, self.vocab, size=(batch, self.length))
+        values = rng.integers(0, self.vocab, size=(batch, 1))
+        # A special token and its value are one piece: choose n places, then let each piece push the later ones by 1.
+        places = _random_places(batch, self.length - n, n, rng) + np.arange(n)  # (B, n)
+        np.put_along_axis(tokens, places, self.vocab, axis=1)
+        np.put_along_axis(tokens, places + 1, np.broadcast_to(values, places.shape), axis=1)
+        targets = np.full_like(tokens, IGNORE_INDEX)
+        np.put_along_axis(targets, places[:, 1:], np.broadcast_to(values, places[:, 1:].shape), axis=1)
+        return tokens, targets
+
+
+TASKS: dict[str, type[Task]] = {"copy": Copy, "selective_copy": SelectiveCopy, "induction": Induction}
+
+
+def load_task(name: str, **options: int) -> Task:
+    """Return the task of that name, for instance load_task("induction", length=128)."""
+    if name not in TASKS:
+        raise DataError(f"there is no task {name!r}, only {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
+    known = [field.name for field in fields(TASKS[name])]
+    for option in options:
+        if option not in known:
+            raise DataError(
+                f"the task {name} has no option {option!r}, only {', '.join(known)}{did_you_mean(option, known)}"
+            )
+    return TASKS[name](**options)
+
+
+def _random_places(batch: int, length: int, count: int, rng: np.random.Generator) -> Ints:
+    """Return (B, count) different places in 0 .. length - 1, ascending, each choice equally likely."""
+    order = rng.random((batch, length)).argsort(axis=1)
+    return np.sort(order[:, :count], axis=1)

@@ -1,0 +1,88 @@
+"""Check the gradient of every op in the table of cases: what `tinyrec check` prints and the tests assert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..check import GradcheckError, assert_close, gradcheck
+from ..tape import Op, SecondOrderError, Tensor
+from ..walk import grad, is_float
+from .cases import Case, cases
+
+
+class Row(NamedTuple):
+    """What the check of one op found: the largest relative error over its cases, of first and of second order."""
+
+    name: str  # as in tape.OPS
+    kind: str  # "op", "fused" or "surrogate"
+    first: float | None  # None: the check failed, and the note says where
+    second: float | None  # None: failed, or refused as it should be (fused)
+    note: str
+    ok: bool = True
+
+
+def run_checks(names: str = "", tol: float = 1e-7) -> Iterator[Row]:
+    """Check every op whose name contains `names`, one row each."""
+    for name, its_cases in cases().items():
+        if names in name:
+            yield check_op(name, its_cases, tol)
+
+
+def check_op(name: str, its_cases: list[Case], tol: float = 1e-7) -> Row:
+    """Check one op on its cases. A wrong gradient gives a row with ok=False, whose note says where it is wrong."""
+    op = its_cases[0].op.op  # type: ignore[attr-defined]
+    kind = "fused" if op.twin else "surrogate" if op.surrogate else "op"
+    try:
+        errors = [_check_case(case, op, tol) for case in its_cases]
+    except AssertionError as error:  # GradcheckError is one
+        return Row(name, kind, None, None, str(error), ok=False)
+    notes = [f"second order: use {op.twin.__module__}.{op.twin.__name__}"] if op.twin else []
+    notes += [op.surrogate] if op.surrogate else []
+    second = None if op.twin else max((second for _, second in errors if second is not None), default=None)
+    return Row(name, kind, max(first for first, _ in errors), second, "; ".join(notes))
+
+
+def _check_case(case: Case, op: Op, tol: float) -> tuple[float, float | None]:
+    """(first, second) order error of one case; second is None where it is not defined."""
+    call = partial(case.op, **case.static)
+    if case.gradient is not None:
+        return _surrogate_error(case, call, tol), None
+    report = gradcheck(call, *case.args, constants=case.constants, tol=tol, order=1 if op.twin else 2, name=op.name)
+    if op.twin:
+        _expect_refusal(case, call, op)
+    return report.first, report.second
+
+
+def _leaves(case: Case) -> list[Any]:
+    """The arguments of the case, those with a gradient as leaves."""
+    return [Tensor(a, True) if is_float(a) and i not in case.constants else a for i, a in enumerate(case.args)]
+
+
+def _surrogate_error(case: Case, call: Callable, tol: float) -> float:
+    """The error of a surrogate's gradient, measured against the one that its case gives."""
+    args = _leaves(case)
+    y = call(*args)
+    g = np.random.default_rng(2).standard_normal(y.shape)
+    assert case.gradient is not None
+    xs = [a for a in args if type(a) is Tensor]
+    pairs = zip(grad(y, xs, g), case.gradient(g, *case.args), strict=True)
+    name = f"surrogate gradient of {case.op.__name__}"
+    return max(assert_close(gx, expected, tol, name) for gx, expected in pairs)
+
+
+def _expect_refusal(case: Case, call: Callable, op: Op) -> None:
+    """A raw array backward cannot be differentiated again, and must say so and name its naive twin."""
+    assert op.twin is not None
+    args = _leaves(case)
+    y = call(*args)
+    y = y[0] if isinstance(y, tuple) else y
+    try:
+        grad(y, [a for a in args if type(a) is Tensor], np.ones(y.shape), create_graph=True)
+    except SecondOrderError as error:
+        if f"{op.twin.__module__}.{op.twin.__name__}" in str(error):
+            return
+    raise GradcheckError(f"op '{op.name}' is fused, and did not refuse its second derivative with the name of its twin")

@@ -1,0 +1,70 @@
+"""Weights from and to the official implementations: one map of names per family, used in both directions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_cpu
+from ..models import build, entry
+from ..nn import parameters
+from .griffin import GRIFFIN, RECURRENTGEMMA_HF
+from .rules import Family
+
+FAMILIES: dict[str, Family] = {"griffin": GRIFFIN, "recurrentgemma-hf": RECURRENTGEMMA_HF}
+
+
+def from_official(family: str, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Any:
+    """A model with the official weights `arrays` (their names, layouts and shapes) and the official config fields.
+
+    Raises ValueError for an unknown family, and one that lists every unknown, missing or misshapen tensor.
+    """
+    reader = _family(family)
+    name, ours = reader.config(config)
+    dtype = np.result_type(*arrays.values()) if arrays else "float32"
+    model = build(name, ours, np.random.default_rng(0), dtype)
+    tensors, rules = dict(parameters(model)), reader.rules(ours)
+    complaints = [f"unknown {n}" for n in arrays if n not in {rule.official for rule in rules}]
+    for rule in rules:
+        if rule.official not in arrays:
+            complaints.append(f"missing {rule.official}")
+            continue
+        expected = rule.to_official(*(tensors[n].data for n in rule.ours)).shape
+        given = arrays[rule.official]
+        if given.shape != expected:
+            complaints.append(f"{rule.official} has shape {given.shape}, expected {expected}")
+            continue
+        for n, part in zip(rule.ours, rule.to_ours(given), strict=True):
+            tensors[n].data[...] = part
+    if complaints:
+        raise ValueError(f"these weights do not fit a {family} model of that config: {'; '.join(complaints)}")
+    return model
+
+
+def to_official(model: Any, what: str = "data", family: str | None = None) -> dict[str, np.ndarray]:
+    """The model's parameters (what="data") or their gradients (what="grad"; zeros where none) under official names.
+
+    family: which names; by default those of the paper's own code.
+    """
+    if what not in ("data", "grad"):
+        raise ValueError(f"what must be 'data' or 'grad', got {what!r}")
+    reader = _family(family or entry(model.name).family)
+    arrays = {}
+    for name, tensor in parameters(model):
+        array = tensor.data if what == "data" else tensor.grad
+        arrays[name] = to_cpu(tensor.data) * 0 if array is None else to_cpu(array)
+    return {
+        rule.official: np.ascontiguousarray(rule.to_official(*(arrays[n] for n in rule.ours)))
+        for rule in reader.rules(model.config)
+    }
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        close = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(FAMILIES)}"
+        raise ValueError(f"unknown family {name!r}; {hint}")
+    return FAMILIES[name]

@@ -1,0 +1,64 @@
+"""The keys and values that attention has seen, as a value: `append` returns a new cache and the old one stays right.
+
+Appending one token must not copy thousands. So several caches share one roomy buffer: the newest writes behind its own
+end, which no older cache looks at. A second append to the same cache (two continuations of one prompt) finds the place
+taken and copies first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import get_xp
+
+
+class KVCache:
+    """keys, values (B, n, H, K): the last n tokens, oldest first; n <= `limit` if there is one."""
+
+    __slots__ = ("_buffer", "_start", "_stop", "limit")
+
+    def __init__(self, keys: Any, values: Any, limit: int | None = None):
+        self._buffer, self._start, self._stop, self.limit = _Buffer(keys, values), 0, keys.shape[1], limit
+
+    keys = property(lambda self: self._buffer.keys[:, self._start : self._stop])
+    values = property(lambda self: self._buffer.values[:, self._start : self._stop])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values that can still be seen."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def append(self, keys: Any, values: Any) -> KVCache:
+        """The cache after the tokens of keys, values (B, T, H, K), cut to the newest `limit`."""
+        stop = self._stop + keys.shape[1]
+        start = self._start if self.limit is None else max(self._start, stop - self.limit)
+        new = object.__new__(KVCache)
+        new.limit = self.limit
+        if stop <= self._buffer.keys.shape[1] and self._buffer.used == self._stop:
+            self._buffer.keys[:, self._stop : stop] = keys
+            self._buffer.values[:, self._stop : stop] = values
+            new._buffer, new._start, new._stop = self._buffer, start, stop
+        else:
+            concat = get_xp(keys).concatenate
+            skip = min(start, self._stop)
+            recent = [concat([old[:, skip : self._stop], now], axis=1)[:, start - skip :] for old, now in
+                      ((self._buffer.keys, keys), (self._buffer.values, values))]
+            new._buffer, new._start, new._stop = _Buffer(*recent, room=2), 0, stop - start
+        new._buffer.used = new._stop
+        return new
+
+
+class _Buffer:
+    """Two arrays with room behind the part in use."""
+
+    __slots__ = ("keys", "used", "values")
+
+    def __init__(self, keys: Any, values: Any, room: int = 1):
+        self.used = keys.shape[1]
+        if room > 1:
+            xp = get_xp(keys)
+            shape = (keys.shape[0], room * max(self.used, 16), *keys.shape[2:])
+            self.keys, self.values = xp.empty(shape, keys.dtype), xp.empty(shape, values.dtype)
+            self.keys[:, : self.used], self.values[:, : self.used] = keys, values
+        else:
+            self.keys, self.values = keys, values

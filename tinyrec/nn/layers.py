@@ -1,0 +1,54 @@
+"""The layers that several models share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..ops import gelu_gate, linear, rmsnorm
+from ..tape import Tensor
+from .init import lecun_normal, zeros
+
+
+class Linear:
+    """y (..., M) = x (..., N) w (N, M) + b (M,), w ~ N(0, scale / N), b = 0 or absent."""
+
+    def __init__(
+        self, n: int, m: int, rng: np.random.Generator, dtype: Any = "float32", bias: bool = True, scale: float = 1.0
+    ):
+        self.w = lecun_normal(rng, (n, m), n, dtype, scale)
+        self.b = zeros((m,), dtype) if bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self.w) if self.b is None else linear(x, self.w, self.b)
+
+
+class RMSNorm:
+    """y (..., D) = x / rms(x) * (1 + gain), gain = 0 at the start."""
+
+    def __init__(self, d: int, dtype: Any = "float32", eps: float = 1e-6):
+        self.gain, self.eps = zeros((d,), dtype), eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rmsnorm(x, self.gain, eps=self.eps, one_plus=True)
+
+
+class GatedMLP:
+    """GeGLU (Shazeer 2020): y (..., D) = (gelu(x W_gate + b) * (x W_up + b)) W_down + b, through a wider layer F."""
+
+    def __init__(
+        self,
+        d: int,
+        f: int,
+        rng: np.random.Generator,
+        dtype: Any = "float32",
+        in_scale: float = 1.0,
+        out_scale: float = 1.0,
+    ):
+        self.gate = Linear(d, f, rng, dtype, scale=in_scale)
+        self.up = Linear(d, f, rng, dtype, scale=in_scale)
+        self.down = Linear(f, d, rng, dtype, scale=out_scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(gelu_gate(self.gate(x), self.up(x)))

@@ -1,0 +1,39 @@
+"""Finding the parameters of a model by walking its attributes: no registration, names are paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import FunctionType, ModuleType
+from typing import Any
+
+from ..tape import Tensor
+
+
+def parameters(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """("blocks.0.mixer.conv_w", Tensor) for every tensor that wants a gradient, in the order of the attributes.
+
+    Walks attributes, lists, tuples and dicts. A tensor reached twice (tied weights) comes once, under its first name.
+    """
+    yield from _walk(model, "", set())
+
+
+def count(model: Any) -> int:
+    """How many numbers the parameters hold."""
+    return sum(t.size for _, t in parameters(model))
+
+
+def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    if id(value) in seen:
+        return
+    if isinstance(value, Tensor):
+        seen.add(id(value))
+        if value.requires_grad:
+            yield name, value
+    elif isinstance(value, list | tuple | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _walk(item, f"{name}.{key}" if name else str(key), seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | FunctionType | ModuleType):
+        seen.add(id(value))
+        for key, item in vars(value).items():
+            yield from _walk(item, f"{name}.{key}" if name else key, seen)

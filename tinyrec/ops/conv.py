@@ -1,0 +1,72 @@
+"""Causal depthwise convolution over time, cut at document starts, with the last inputs carried as state."""
+
+from __future__ import annotations
+
+from ..backend import get_xp
+from ..tape import fused
+from .shape import concat, getitem
+
+
+def naive(x, w, b, state, *, positions=None):
+    """The definition, one op at a time: u_t = b + sum_j w[W-1-j] x_{t-j}; see `causal_conv`. Slow; differentiable twice."""
+    taps, time = w.shape[0], x.shape[1]
+    padded = concat(state, x, axis=1)  # (B, W-1+T, E): the input at time t - j stands at W-1 + t - j
+    u = b
+    for j in range(taps):
+        shifted = getitem(padded, index=(slice(None), slice(taps - 1 - j, taps - 1 - j + time)))
+        if positions is not None:
+            shifted = shifted * (positions >= j)[..., None]
+        u = u + getitem(w, index=taps - 1 - j) * shifted
+    return u, getitem(padded, index=(slice(None), slice(time, None)))
+
+
+@fused(naive)
+def causal_conv(x, w, b, state, *, positions=None):
+    """u (B, T, E), new state (B, W-1, E) of x (B, T, E), taps w (W, E), bias b (E,), state (B, W-1, E).
+
+    u_t = b + sum_{j<W} w[W-1-j] x_{t-j}, so w[W-1] meets the present; times before 0 are read from `state`, oldest first.
+    positions (B, T): places inside the document; an input from before the document's start does not count.
+    """
+    xp = get_xp(x)
+    (batch, time, width), taps = x.shape, w.shape[0]
+    if w.shape != (taps, width) or b.shape != (width,) or state.shape != (batch, taps - 1, width):
+        raise ValueError(f"expected w (W, {width}), b ({width},) and state ({batch}, W-1, {width})")
+    padded = xp.concatenate([state, x], axis=1)
+    masks = None if positions is None or (positions >= taps - 1).all() else positions
+    u = xp.empty(x.shape, x.dtype)
+    product = xp.empty(x.shape[1:], x.dtype)
+    for n in range(batch):  # one row of the batch fits the cache
+        xp.multiply(padded[n, taps - 1 :], w[taps - 1], out=u[n])
+        u[n] += b
+        for j in range(1, taps):
+            xp.multiply(padded[n, taps - 1 - j : taps - 1 - j + time], w[taps - 1 - j], out=product)
+            if masks is not None:
+                product[masks[n] < j] = 0.0
+            u[n] += product
+    return (u, padded[:, time:].copy()), (padded, w, masks)
+
+
+@causal_conv.vjp
+def causal_conv_vjp(gs, padded, w, masks):
+    # dx_s = sum_j w[W-1-j] M_j[s+j] du_{s+j};  dw[W-1-j] = sum_{b,t} M_j[t] du_t x_{t-j};  db = sum du
+    du, dlast = gs
+    xp = get_xp(padded)
+    taps = w.shape[0]
+    batch, time = padded.shape[0], padded.shape[1] - taps + 1
+    dpadded, dw, db = xp.zeros_like(padded), xp.zeros_like(w), xp.zeros(w.shape[1:], w.dtype)
+    ones = xp.ones(time, w.dtype)
+    product = xp.empty((time, w.shape[1]), w.dtype)
+    for n in range(batch if du is not None else 0):
+        db += ones @ du[n]
+        for j in range(taps):
+            g = du[n]
+            if masks is not None and (masks[n] < j).any():
+                g = g * (masks[n] >= j)[:, None]
+            here = slice(taps - 1 - j, taps - 1 - j + time)
+            xp.multiply(g, padded[n, here], out=product)
+            dw[taps - 1 - j] += ones @ product
+            xp.multiply(g, w[taps - 1 - j], out=product)
+            dpadded[n, here] += product
+    if dlast is not None:
+        dpadded[:, time:] += dlast
+    return dpadded[:, taps - 1 :], dw, db, dpadded[:, : taps - 1]

@@ -1,0 +1,77 @@
+"""The gated GELU of Griffin: gelu(gate) * x, as one op, because it is most of the elementwise work of a block.
+
+Written plainly it is a dozen passes over arrays larger than the cache. Here a tile of rows goes through all of them
+while it is still in the cache, and the backward recomputes the sigmoid instead of saving it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..backend import get_xp
+from ..tape import fused
+from .elementwise import GELU_CUBIC, GELU_SLOPE, gelu
+
+TILE = 16384  # elements; four float32 buffers of it fit the second-level cache of one core
+
+
+def naive(gate, x):
+    """gelu(gate) * x with two ops of the tape: the law, and the form to differentiate twice."""
+    return gelu(gate) * x
+
+
+def _tiles(*arrays) -> Iterator[list]:
+    """The same flat pieces of TILE elements of each contiguous array, one after the other (on a GPU: one piece)."""
+    flat = [a.reshape(-1) for a in arrays]
+    step = TILE if get_xp(arrays[0]).__name__ == "numpy" else flat[0].size
+    for start in range(0, flat[0].size, max(step, 1)):
+        yield [a[start : start + step] for a in flat]
+
+
+def _sigmoid_2u(gate, out):
+    """out = sigmoid(2u), 2u = 2K (gate + 0.044715 gate^3), so that gelu(gate) = gate * out."""
+    xp = get_xp(gate)
+    xp.multiply(gate, gate, out=out)
+    out *= -GELU_SLOPE * GELU_CUBIC
+    out -= GELU_SLOPE
+    out *= gate
+    xp.exp(out, out=out)  # may overflow to inf far below zero, where 1 / (1 + inf) = 0 is right
+    out += 1.0
+    return xp.reciprocal(out, out=out)
+
+
+@fused(naive)
+def gelu_gate(gate, x):
+    """y = gelu(gate) x in the tanh form of GELU; all (...) of one shape."""
+    xp = get_xp(gate, x)
+    if gate.shape != x.shape:
+        raise ValueError("gate and x must have one shape")
+    gate, x = xp.ascontiguousarray(gate), xp.ascontiguousarray(x)
+    y = xp.empty_like(x)
+    with xp.errstate(over="ignore"):
+        for gt, xt, yt in _tiles(gate, x, y):
+            _sigmoid_2u(gt, yt)
+            yt *= gt
+            yt *= xt
+    return y, (gate, x)
+
+
+@gelu_gate.vjp
+def gelu_gate_vjp(g, gate, x):  # s = sigmoid(2u); dgate = g x (s + gate s (1 - s) d2u), dx = g gate s
+    xp = get_xp(g)
+    g = xp.ascontiguousarray(g)
+    dgate, dx = xp.empty_like(gate), xp.empty_like(x)
+    with xp.errstate(over="ignore"):
+        for gt, gate_t, xt, dgate_t, dxt in _tiles(g, gate, x, dgate, dx):
+            s = _sigmoid_2u(gate_t, xp.empty_like(gate_t))
+            gs = gate_t * s
+            xp.multiply(gt, gs, out=dxt)
+            slope = gate_t * gate_t  # d2u/dgate = 2K (1 + 3 * 0.044715 gate^2)
+            slope *= 3.0 * GELU_CUBIC * GELU_SLOPE
+            slope += GELU_SLOPE
+            slope *= gs
+            slope *= 1.0 - s
+            slope += s
+            slope *= xt
+            xp.multiply(slope, gt, out=dgate_t)
+    return dgate, dx

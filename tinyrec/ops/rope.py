@@ -1,0 +1,39 @@
+"""Rotary position embedding (Su et al. 2021): rotate pairs of features by an angle that grows with the position."""
+
+from __future__ import annotations
+
+from ..backend import get_xp
+from ..tape import op
+
+
+def rope_tables(positions, rotated: int, base: float = 10000.0, dtype="float32"):
+    """cos, sin (..., rotated / 2) of position * base^(-2j / rotated), for integer positions (...); computed in float64."""
+    xp = get_xp(positions)
+    if rotated % 2:
+        raise ValueError(f"rope rotates pairs of features, so their number must be even, got {rotated}")
+    frequency = base ** (-xp.arange(0, rotated, 2, dtype="float64") / rotated)
+    angle = positions[..., None] * frequency
+    return xp.cos(angle).astype(dtype), xp.sin(angle).astype(dtype)
+
+
+@op
+def rope(x, cos, sin, *, pairing: str = "half"):
+    """Rotate the first R features of each head; the others pass through (partial rotation).
+
+    x (B, T, H, K); cos, sin (B or 1, T, R / 2), constants. pairing "half" turns (x_j, x_{j + R/2}), as RecurrentGemma and
+    Llama do; "adjacent" turns (x_{2j}, x_{2j+1}), as in the paper.
+    """
+    r = 2 * cos.shape[-1]
+    if pairing not in ("half", "adjacent") or r > x.shape[-1]:
+        raise ValueError(f"pairing {pairing!r} must be 'half' or 'adjacent', and R = {r} at most K = {x.shape[-1]}")
+    c, s = cos[:, :, None, :], sin[:, :, None, :]
+    first, second = (slice(0, r // 2), slice(r // 2, r)) if pairing == "half" else (slice(0, r, 2), slice(1, r, 2))
+    y = x.copy()
+    y[..., first] = x[..., first] * c - x[..., second] * s
+    y[..., second] = x[..., second] * c + x[..., first] * s
+    return y, (cos, sin, pairing)
+
+
+@rope.vjp
+def rope_vjp(g, cos, sin, pairing):  # a rotation: its transpose turns the other way
+    return rope(g, cos, -sin, pairing=pairing), None, None

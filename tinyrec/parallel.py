@@ -1,0 +1,62 @@
+"""The loss and its gradients with the batch split over threads.
+
+NumPy releases Python's lock inside of its loops, so two threads that each run forward and backward on half of the batch
+keep two cores busy with elementwise work that NumPy itself does on one. Each thread has its own tape; the shards'
+gradients are added in a fixed order.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
+
+from .backend import Array
+from .nn import parameters
+from .ops import cross_entropy
+from .tape import mode
+from .walk import grad
+
+
+def loss_and_grads(model: Any, tokens: Array, targets: Array, threads: int = 1, scale: float = 1.0) -> float:
+    """Mean cross entropy in nats of model(tokens) against targets != -1; tokens, targets (B, T) integers.
+
+    Adds scale * gradient into `.grad` of every parameter. Raises ValueError if nothing is scored.
+    """
+    scored = int((targets != -1).sum())
+    if not scored:
+        raise ValueError("no target is scored: every entry of targets is -1")
+    tensors = [tensor for _, tensor in parameters(model)]
+    checking = mode.checking
+
+    def shard(rows: slice) -> tuple[float, list[Array]]:
+        mode.checking = checking  # the modes of the tape belong to a thread
+        total = cross_entropy(model(tokens[rows]), targets[rows], reduction="sum") * (1.0 / scored)
+        return total.item(), grad(total * scale, tensors)
+
+    results = _in_threads(shard, _shards(len(tokens), threads))
+    for i, tensor in enumerate(tensors):
+        for _, gradients in results:
+            tensor.grad = gradients[i] if tensor.grad is None else tensor.grad + gradients[i]
+    return sum(loss for loss, _ in results)
+
+
+def _shards(batch: int, threads: int) -> list[slice]:
+    """`threads` slices of nearly equal size (fewer if the batch is smaller) that cover the batch."""
+    n = max(1, min(batch, threads))
+    stops = [batch * i // n for i in range(n + 1)]
+    return [slice(a, b) for a, b in zip(stops, stops[1:], strict=False)]
+
+
+_blas: ThreadpoolController | None = None  # looking for the loaded BLAS libraries takes milliseconds: once is enough
+
+
+def _in_threads(work: Any, shards: list[slice]) -> list:
+    """[work(shard) ...]; with several shards each in a thread of its own, and one BLAS thread in each."""
+    global _blas
+    if len(shards) == 1:
+        return [work(shards[0])]
+    _blas = _blas or ThreadpoolController()
+    with _blas.limit(limits=1, user_api="blas"), ThreadPoolExecutor(len(shards)) as pool:
+        return list(pool.map(work, shards))

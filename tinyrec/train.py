@@ -1,0 +1,250 @@
+"""Training: a loop that one can read from top to bottom.
+
+    options = Options(data="pydoc", steps=200)
+    source = open_source(options)
+    state = start("hawk", make_config("hawk"), options)
+    for record in train(state, source, options):            # one dict per step: loss, bits, lr, grad_norm, ...
+        print(record["step"], record["bits"])
+
+`train` knows no files and prints nothing. Whoever consumes the records logs them and saves `state`, at any step:
+tinyrec/cli/train.py does. Everything random comes from Generators made from one seed (see `streams`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from tinyrec import ops
+from tinyrec.backend import to_cpu, to_gpu
+from tinyrec.data import IGNORE_INDEX, VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
+from tinyrec.models import build
+from tinyrec.nn import parameters
+from tinyrec.optim import AdamW, clip_by_global_norm, learning_rate
+from tinyrec.parallel import loss_and_grads
+from tinyrec.tape import NonFiniteError, nan_check, no_grad
+
+Batch = tuple[Any, Any]  # tokens (B, T) and targets (B, T), integers
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss or the gradient is NaN or infinite."""
+
+
+# --- options and random streams ---------------------------------------------------------------------------------------
+
+
+def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field of a dataclass that is also an option of the command line, with its help text."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides a run, besides the model's own config."""
+
+    data: str = option("pydoc", "text to learn: pydoc, shakespeare or a FILE")
+    max_bytes: int = option(0, "use only the first N bytes of the text; 0: all")
+    task: str = option("", "instead of text: copy, selective-copy, induction; induction:vocab=16 sets an option")
+    steps: int = option(1000, "updates of the parameters")
+    batch: int = option(8, "sequences per batch (B)")
+    accumulate: int = option(1, "batches whose gradients make one update")
+    context: int = option(256, "tokens per sequence (T)")
+    lr: float = option(2e-3, "highest learning rate")
+    schedule: str = option("cosine", "how the rate falls after the warm-up", ("cosine", "linear", "constant"))
+    warmup: int = option(50, "steps in which the rate rises to its highest")
+    weight_decay: float = option(0.1, "of AdamW")
+    clip: float = option(1.0, "the gradient's norm is cut to this")
+    seed: int = option(0, "of every random stream")
+    threads: int = option(2, "share each batch among N threads")
+    device: str = option("cpu", "where the arrays live", ("cpu", "gpu"))
+    log_every: int = option(20, "steps between two lines of output")
+    valid_every: int = option(200, "steps between two validations, and before the last")
+    valid_bytes: int = option(65536, "validate on the first N bytes of the held-out text; 0: all")
+    save_every: int = option(200, "steps between two checkpoints")
+
+    def __post_init__(self) -> None:
+        zero_is_fine = {"max_bytes", "warmup", "weight_decay", "seed", "valid_bytes"}
+        for f in fields(self):
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            if isinstance(value, int | float) and not (0 < value < math.inf or (value == 0 and f.name in zero_is_fine)):
+                least = "0 or more" if f.name in zero_is_fine else "more than 0"
+                raise ValueError(f"{f.name} must be a number, {least}, got {value!r}")
+            if choices and value not in choices:
+                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+class Streams(NamedTuple):
+    """Independent sources of random numbers, so that using one more of one kind changes nothing of another kind."""
+
+    init: np.random.Generator
+    data: np.random.Generator
+    sampling: np.random.Generator
+    validation: np.random.Generator
+
+
+def streams(seed: int) -> Streams:
+    return Streams(*map(np.random.default_rng, np.random.SeedSequence(seed).spawn(len(Streams._fields))))
+
+
+# --- what there is to learn -------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Where batches come from. `unit` is what one token is, for "bits per ..."."""
+
+    unit: str
+    vocab_size: int
+
+    def sample(self, batch: int, rng: np.random.Generator) -> Batch: ...
+    def validation(self, batch: int) -> Iterable[Batch]: ...
+
+
+class TextSource:
+    """Random windows of the train piece; consecutive windows of the valid piece."""
+
+    unit, vocab_size = "byte", VOCAB_SIZE
+
+    def __init__(self, options: Options):
+        self.split = split_text(load_text(options.data, options.max_bytes or None))
+        check_length(self.split, options.context)
+        self.valid = self.split.valid[: options.valid_bytes or None]
+        self.sample = Batches(encode(self.split.train), options.context).sample
+        self.validation = Batches(encode(self.valid), options.context).consecutive
+
+
+class TaskSource:
+    """Fresh examples of a synthetic task; the same 64 examples at each validation."""
+
+    unit = "token"
+
+    def __init__(self, task: Task, seed: int):
+        self.task, self.seed, self.vocab_size, self.sample = task, seed, task.vocab_size, task.sample
+
+    def validation(self, batch: int) -> Iterator[Batch]:
+        rng = streams(self.seed).validation
+        yield from (self.task.sample(batch, rng) for _ in range(-(-64 // batch)))
+
+
+def open_source(options: Options) -> TextSource | TaskSource:
+    if options.task:
+        return TaskSource(parse_task(options.task, options.context), options.seed)
+    return TextSource(options)
+
+
+def parse_task(text: str, length: int) -> Task:
+    """ "selective-copy:items=4,vocab=16" -> the task with these options."""
+    name, _, rest = text.partition(":")
+    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    if wrong := [key for key, _, value in pairs if not value.isdigit()]:
+        raise ValueError(f"options of a task look like {name}:items=4,vocab=16; {wrong[0]!r} has no whole number")
+    return load_task(name.replace("-", "_"), **{"length": length} | {key: int(value) for key, _, value in pairs})
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class State:
+    """All that changes while training, and so all that a checkpoint must hold."""
+
+    model: Any
+    optimizer: AdamW
+    data_rng: np.random.Generator
+    step: int = 0
+
+
+def start(name: str, config: Any, options: Options) -> State:
+    """A fresh model and optimizer at step 0."""
+    random = streams(options.seed)
+    model = build(name, config, random.init)
+    if options.device == "gpu":
+        for _, p in parameters(model):
+            p.data = to_gpu(p.data)
+    optimizer = AdamW(parameters(model), options.lr, weight_decay=options.weight_decay)
+    return State(model, optimizer, random.data)
+
+
+def train(state: State, source: Source, options: Options) -> Iterator[dict[str, float]]:
+    """Go on from `state` up to `options.steps` updates; yield a record after each, when `state` is whole.
+
+    Raises TrainingError, naming the op, when the loss or the gradient is not finite; `state` is then as it was before
+    that step, but for the random stream.
+    """
+    while state.step < options.steps:
+        began = perf_counter()
+        batches = [source.sample(options.batch, state.data_rng) for _ in range(options.accumulate)]
+        batches = [_placed(batch, options.device) for batch in batches]
+
+        loss = gradients(state.model, batches, options.threads)
+        norm = float(clip_by_global_norm(parameters(state.model), options.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(_explanation(state, batches, loss, norm))
+        rate = learning_rate(
+            state.step, schedule=options.schedule, peak=options.lr, warmup=options.warmup, steps=options.steps
+        )
+        state.optimizer.step(rate)
+        state.step += 1
+
+        seconds = perf_counter() - began
+        tokens = sum(tokens.size for tokens, _ in batches)
+        record = {"step": state.step, "loss": loss, "bits": loss / math.log(2), "lr": rate, "grad_norm": norm}
+        record |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        if state.step % options.valid_every == 0 or state.step == options.steps:
+            nats, accuracy = evaluate(state.model, source.validation(options.batch), options.device)
+            record |= {"valid_loss": nats, "valid_bits": nats / math.log(2), "valid_accuracy": accuracy}
+        yield record
+
+
+def gradients(model: Any, batches: list[Batch], threads: int) -> float:
+    """Set `.grad` of every parameter to the gradient of the mean loss over all batches; return that loss, in nats."""
+    for _, p in parameters(model):
+        p.grad = None
+    share = 1 / len(batches)
+    with np.errstate(all="ignore"):  # NaN and infinity are looked for in the results
+        return sum(share * loss_and_grads(model, *batch, threads=threads, scale=share) for batch in batches)
+
+
+def _explanation(state: State, batches: list[Batch], loss: float, norm: float) -> str:
+    """Run the step again under nan_check, to find the op where the first NaN or infinity appears."""
+    try:
+        with nan_check():
+            gradients(state.model, batches, threads=1)  # one thread, this one: nan_check holds for the thread it is in
+        culprit = "every op gave finite numbers, so a sum of them overflowed"
+    except NonFiniteError as error:
+        culprit = str(error)
+    broken = [name for name, p in parameters(state.model) if not np.isfinite(to_cpu(p.data)).all()]
+    after = f"; the update before had left NaN or infinity in the parameter {broken[0]}" if broken else ""
+    return f"stopped at step {state.step + 1}, loss {loss:.4g}, gradient norm {norm:.4g}: {culprit}{after}"
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@no_grad()
+def score(model: Any, tokens: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return (nats (B, T), right (B, T)): -log p(target), and whether it had the largest logit; 0 where not scored."""
+    logits = to_cpu(model(tokens).data).astype(np.float64)  # (B, T, V)
+    targets = to_cpu(targets)
+    scored = targets != IGNORE_INDEX
+    picked = np.take_along_axis(logits, np.where(scored, targets, 0)[..., None], axis=-1)[..., 0]  # (B, T)
+    return scored * (ops.logsumexp(logits, axis=-1) - picked), scored & (logits.argmax(-1) == targets)
+
+
+def evaluate(model: Any, batches: Iterable[Batch], device: str = "cpu") -> tuple[float, float]:
+    """Return (nats per scored token, share of them predicted right)."""
+    nats = right = count = 0.0
+    for tokens, targets in batches:
+        batch_nats, batch_right = score(model, *_placed((tokens, targets), device))
+        nats, right, count = nats + batch_nats.sum(), right + batch_right.sum(), count + (targets != IGNORE_INDEX).sum()
+    return float(nats / count), float(right / count)
+
+
+def _placed(batch: Batch, device: str) -> Batch:
+    return (to_gpu(batch[0]), to_gpu(batch[1])) if device == "gpu" else batch
+
