@@ -15,7 +15,7 @@ from benchmarks.cases import all_cases
 
 STATUS, CLEAR, CPU = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/stat")
 WARM_UP_CALLS, WARM_UP_SECONDS = 2, 0.3
-LEAST_CALLS = 3  # however slow
+LEAST_CALLS, LEAST_SECONDS = 3, 0.5  # however slow, however fast: /proc counts other programs in steps of 10 ms
 
 
 def memory_mb(field: str) -> float | None:
@@ -61,12 +61,14 @@ def load(library: str, threads: int) -> str:
 
 
 def time_calls(call: Callable[[], object], calls: int, seconds: float) -> list[float]:
-    """Seconds of each of `calls` calls, or of fewer when `seconds` have passed."""
+    """Seconds of each of `calls` calls; more of them while half a second has not passed, fewer once `seconds` have."""
     times: list[float] = []
-    while len(times) < calls and (len(times) < LEAST_CALLS or sum(times) < seconds):
+    total = 0.0
+    while len(times) < LEAST_CALLS or (total < seconds and (len(times) < calls or total < LEAST_SECONDS)):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
+        total += times[-1]
     return times
 
 

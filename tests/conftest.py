@@ -11,6 +11,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+from tinyrec.tape import Tensor
+from tinyrec.walk import grad, is_float
+
 # deadline: the two test processes share their cores, so a slow example says nothing about the code.
 hypothesis.settings.register_profile("here", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
@@ -62,6 +65,52 @@ def poison_fresh_memory(request: pytest.FixtureRequest) -> Iterator[None]:
             patch.setattr(module, "empty", poisoned(module.empty))
             patch.setattr(module, "empty_like", poisoned(module.empty_like))
         yield
+
+
+def outputs_and_gradients(fn: Callable, *args: Any, use: tuple[int, ...] | None = None, **static: Any) -> list:
+    """The outputs of fn, then the gradient of each float argument, as arrays.
+
+    The loss is the sum of the outputs numbered in `use` (None: all), each times random numbers of its own. The arguments
+    cannot be written to, so an op that works in place on its inputs fails.
+    """
+    leaves = []
+    for a in args:
+        if is_float(a):
+            a = a.copy()
+            a.flags.writeable = False
+            a = Tensor(a, requires_grad=True)
+        leaves.append(a)
+    outs = fn(*leaves, **static)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    loss: Any = 0.0
+    for k, y in enumerate(outs):
+        cotangent = np.random.default_rng([11, k]).standard_normal(y.shape).astype(y.dtype)
+        if use is None or k in use:
+            loss = loss + (y * cotangent).sum()
+    return [y.data for y in outs] + grad(loss, [a for a in leaves if type(a) is Tensor])
+
+
+@pytest.fixture(scope="session", name="outputs_and_gradients")
+def outputs_and_gradients_fixture() -> Callable:
+    return outputs_and_gradients
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable:
+    """assert_same(fn, twin, *args, tol=...): outputs and all gradients of two functions agree.
+
+    To tol of the largest entry, or of 1 where all are smaller: a gradient that is zero has only rounding to compare.
+    """
+
+    def check(fn: Callable, twin: Callable, *args: Any, tol: float = 1e-11, **keywords: Any) -> None:
+        ours, theirs = (outputs_and_gradients(f, *args, **keywords) for f in (fn, twin))
+        assert len(ours) == len(theirs)
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert a.shape == b.shape
+            scale = max(1.0, np.abs(b).max(initial=0.0))
+            np.testing.assert_allclose(a, b, rtol=0, atol=tol * scale, err_msg=f"output or gradient {k}")
+
+    return check
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

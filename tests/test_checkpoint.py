@@ -27,7 +27,6 @@ from tinyrec.checkpoint import (
     load,
     load_run,
     restore,
-    resume,
     rng_from_state,
     rng_state,
     save,
@@ -116,11 +115,11 @@ def test_what_cannot_be_saved_is_refused_and_the_old_file_stays(tensors, meta, t
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_flipped_bit_is_found(tmp_path):
+def test_a_flipped_bit_in_any_byte_is_found(tmp_path):
     path = written(tmp_path / "x")
     content = path.read_bytes()
     for i in range(len(content)):
-        for bit in range(8):
+        for bit in (i % 8, (i + 3) % 8):  # two of each byte; all eight take four times as long
             path.write_bytes(content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :])
             with pytest.raises(CheckpointError):
                 load(path)
@@ -319,6 +318,7 @@ def test_other_random_states_are_refused():
 class Config:
     width: int = 4
     rate: float = 0.1
+    kinds: tuple = ("a", "b")
 
 
 class Line:
@@ -345,8 +345,7 @@ def new(seed, width=4):
     return model, AdamW([("w", model.w), ("b", model.b)], 0.01)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_resumed_run_is_the_same_run_bit_for_bit(whole, tmp_path):
+def test_a_resumed_run_is_the_same_run_bit_for_bit(tmp_path):
     path, rng = tmp_path / "x", np.random.default_rng(17)
     model, optimizer = new(1)
     train(model, optimizer, rng, 7)
@@ -354,40 +353,26 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(whole, tmp_path):
     train(model, optimizer, rng, 5)
 
     other, other_optimizer = new(2)
-    if whole:
-        other_rng = np.random.default_rng(3)
-        assert resume(path, other, other_optimizer, other_rng) == 7
-    else:
-        run = load_run(path)
-        assert (run.name, Config(**run.config), run.step, run.dtype) == ("line", Config(4), 7, np.float32)
-        assert run.extra == {"losses": [1.5, float("inf")]}
-        restore(other, run.parameters)
-        other_optimizer.load_state(run.optimizer)
-        other_rng = run.rng
-    train(other, other_optimizer, other_rng, 5)
+    run = load_run(path)
+    assert (run.name, Config(**run.config), run.step, run.dtype) == ("line", model.config, 7, np.float32)
+    assert run.extra == {"losses": [1.5, float("inf")]}
+    restore(other, run.parameters)
+    other_optimizer.load_state(run.optimizer)
+    train(other, other_optimizer, run.rng, 5)
     assert same(other.w.data, model.w.data) and same(other.b.data, model.b.data)
     assert all(same(array, optimizer.state()[key]) for key, array in other_optimizer.state().items())
 
 
 def test_a_model_alone(tmp_path):
-    model, optimizer = new(1)
+    model, _ = new(1)
     save_run(tmp_path / "x", model)
     run = load_run(tmp_path / "x")
     assert (run.optimizer, run.rng, run.step, run.extra) == (None, None, 0, {})
-    with pytest.raises(CheckpointError, match="holds a model, but no training"):
-        resume(tmp_path / "x", model, optimizer, np.random.default_rng(0))
 
 
 def test_a_file_that_is_no_run(tmp_path):
     with pytest.raises(CheckpointError, match="not a training run"):
         load_run(written(tmp_path / "x"))
-
-
-def test_an_optimizer_of_other_parameters(tmp_path):
-    model, optimizer = new(1)
-    save_run(tmp_path / "x", model, optimizer, 1, np.random.default_rng(0))
-    with pytest.raises(CheckpointError, match=r"x does not fit the optimizer: .* m\.w is not in both"):
-        resume(tmp_path / "x", model, AdamW([("b", model.b)], 0.1), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

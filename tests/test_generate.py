@@ -89,6 +89,11 @@ def test_extreme_logits(logits, temperature, possible):
     assert drawn == possible
 
 
+def test_top_p_stops_as_soon_as_it_has_enough():
+    for top_p, kept in [(0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (0.76, 4), (1.0, 4)]:
+        assert len(candidates(np.zeros(4), top_p=top_p)[0]) == kept  # quarters are exact
+
+
 class LastNumber(np.random.Generator):
     """Draws the largest number below 1 that random() can give."""
 

@@ -5,10 +5,10 @@
                             "checksum"   of the text "about"
     tensors                 any names
 
-Two promises. A file never lies: each tensor's checksum covers its name, dtype, shape and bytes, "about" has its own, so
-a flipped bit anywhere is found. And a good file is never lost: the new one is written beside the old one, forced to the
+Two promises. A file never lies: each tensor's checksum covers its dtype, shape and bytes, "about" has its own, so a
+flipped bit anywhere is found. And a good file is never lost: the new one is written beside the old one, forced to the
 disk, and takes its name in one atomic step, so after a crash at any moment there is the old one or the new one.
-Nothing is ever unpickled; a file from a stranger can at worst hold wrong numbers.
+Nothing is ever unpickled, so a file from a stranger cannot run anything.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def save(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], meta: Mappi
     arrays = {name: np.asarray(to_cpu(a), order="C") for name, a in tensors.items()}
     arrays = {name: a.astype(a.dtype.newbyteorder("<"), copy=False) for name, a in arrays.items()}
     try:
-        about = json.dumps({"meta": meta, "tensors": {name: _checksum(name, a) for name, a in arrays.items()}})
+        about = json.dumps({"meta": meta, "tensors": {name: _checksum(a) for name, a in arrays.items()}})
         content = to_safetensors(arrays, {"format": FORMAT, "about": about, "checksum": _digest(about.encode())})
     except (TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"a checkpoint cannot hold this: {error}") from error
@@ -80,7 +80,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
     except SafetensorError as error:
         raise CheckpointError(f"{path} is cut short or damaged ({error})") from error
     for name, array in tensors.items():
-        if _checksum(name, array) != about["tensors"][name]:
+        if _checksum(array) != about["tensors"][name]:
             raise CheckpointError(f"{path} is damaged: the checksum of tensor {name} is wrong")
     return tensors, about["meta"]
 
@@ -97,8 +97,8 @@ def _about(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return json.loads(metadata["about"])
 
 
-def _checksum(name: str, array: np.ndarray) -> str:
-    return _digest(f"{name} {array.dtype.name} {array.shape} ".encode(), array.ravel().view(np.uint8).data)
+def _checksum(array: np.ndarray) -> str:
+    return _digest(f"{array.dtype.name} {array.shape} ".encode(), array.ravel().view(np.uint8).data)
 
 
 def _digest(*parts: bytes | memoryview) -> str:
@@ -189,7 +189,6 @@ def save_run(
     meta = {
         "name": model.name,
         "config": dataclasses.asdict(model.config),
-        "optimizer": optimizer is not None,
         "step": step,
         "rng": None if rng is None else rng_state(rng),
         "extra": dict(extra or {}),
@@ -200,25 +199,12 @@ def save_run(
 def load_run(path: str | os.PathLike) -> Run:
     """What `save_run` wrote."""
     tensors, meta = load(path)
-    if not {"name", "config", "optimizer", "step", "rng", "extra"} <= meta.keys():
+    if not {"name", "config", "step", "rng", "extra"} <= meta.keys():
         raise CheckpointError(f"{path} holds tensors, but not a training run")
     rng = None if meta["rng"] is None else rng_from_state(meta["rng"])
-    optimizer = _below("optimizer.", tensors) if meta["optimizer"] else None
-    return Run(meta["name"], meta["config"], _below("model.", tensors), optimizer, meta["step"], rng, meta["extra"])
-
-
-def resume(path: str | os.PathLike, model: Any, optimizer: Any, rng: np.random.Generator) -> int:
-    """Set model, optimizer and rng to what `save_run` saw, bit for bit, and return the step."""
-    run = load_run(path)
-    if run.optimizer is None or run.rng is None:
-        raise CheckpointError(f"{path} holds a model, but no training to go on with")
-    restore(model, run.parameters)
-    try:
-        optimizer.load_state(run.optimizer)
-    except ValueError as error:
-        raise CheckpointError(f"{path} does not fit the optimizer: {error}") from error
-    rng.bit_generator.state = run.rng.bit_generator.state
-    return run.step
+    optimizer = _below("optimizer.", tensors) or None
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["config"].items()}
+    return Run(meta["name"], config, _below("model.", tensors), optimizer, meta["step"], rng, meta["extra"])
 
 
 def _below(prefix: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -69,7 +69,7 @@ def sample(
     ids, p = candidates(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     if temperature == 0.0 or rng is None:
         return int(ids[0])
-    index = np.searchsorted(np.cumsum(p), rng.random(), side="right")  # token i owns p[i] of the line from 0 to 1
+    index = int(np.searchsorted(np.cumsum(p), rng.random(), side="right"))  # token i owns p[i] of the line from 0 to 1
     return int(ids[min(index, len(p) - 1)])  # the sum may round to just below 1
 
 

@@ -13,10 +13,12 @@ tinyrec/cli/train.py does. Everything random comes from Generators made from one
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,16 +97,6 @@ def streams(seed: int) -> Streams:
 # --- what there is to learn -------------------------------------------------------------------------------------------
 
 
-class Source(Protocol):
-    """Where batches come from. `unit` is what one token is, for "bits per ..."."""
-
-    unit: str
-    vocab_size: int
-
-    def sample(self, batch: int, rng: np.random.Generator) -> Batch: ...
-    def validation(self, batch: int) -> Iterable[Batch]: ...
-
-
 class TextSource:
     """Random windows of the train piece; consecutive windows of the valid piece."""
 
@@ -131,7 +123,10 @@ class TaskSource:
         yield from (self.task.sample(batch, rng) for _ in range(-(-64 // batch)))
 
 
-def open_source(options: Options) -> TextSource | TaskSource:
+Source = TextSource | TaskSource  # `unit` is what one token is, for "bits per ..."
+
+
+def open_source(options: Options) -> Source:
     if options.task:
         return TaskSource(parse_task(options.task, options.context), options.seed)
     return TextSource(options)
@@ -178,9 +173,8 @@ def train(state: State, source: Source, options: Options) -> Iterator[dict[str, 
     """
     while state.step < options.steps:
         began = perf_counter()
-        batches = [source.sample(options.batch, state.data_rng) for _ in range(options.accumulate)]
-        batches = [_placed(batch, options.device) for batch in batches]
-
+        drawn = (source.sample(options.batch, state.data_rng) for _ in range(options.accumulate))
+        batches = [_placed(batch, options.device) for batch in drawn]
         loss = gradients(state.model, batches, options.threads)
         norm = float(clip_by_global_norm(parameters(state.model), options.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -196,7 +190,7 @@ def train(state: State, source: Source, options: Options) -> Iterator[dict[str, 
         record = {"step": state.step, "loss": loss, "bits": loss / math.log(2), "lr": rate, "grad_norm": norm}
         record |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
         if state.step % options.valid_every == 0 or state.step == options.steps:
-            nats, accuracy = evaluate(state.model, source.validation(options.batch), options.device)
+            nats, accuracy = evaluate(state.model, source.validation(options.batch), options.threads, options.device)
             record |= {"valid_loss": nats, "valid_bits": nats / math.log(2), "valid_accuracy": accuracy}
         yield record
 
@@ -206,7 +200,8 @@ def gradients(model: Any, batches: list[Batch], threads: int) -> float:
     for _, p in parameters(model):
         p.grad = None
     share = 1 / len(batches)
-    with np.errstate(all="ignore"):  # NaN and infinity are looked for in the results
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # in every thread; the result is looked at instead
         return sum(share * loss_and_grads(model, *batch, threads=threads, scale=share) for batch in batches)
 
 
@@ -236,15 +231,19 @@ def score(model: Any, tokens: Any, targets: Any) -> tuple[np.ndarray, np.ndarray
     return scored * (ops.logsumexp(logits, axis=-1) - picked), scored & (logits.argmax(-1) == targets)
 
 
-def evaluate(model: Any, batches: Iterable[Batch], device: str = "cpu") -> tuple[float, float]:
+def scores(model: Any, batches: Iterable[Batch], threads: int = 1, device: str = "cpu") -> Iterator[tuple]:
+    """(nats, right, scored) of each batch, (B, T) each; several batches at a time, each in a thread of its own."""
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(lambda batch: (*score(model, *_placed(batch, device)), batch[1] != IGNORE_INDEX), batches)
+
+
+def evaluate(model: Any, batches: Iterable[Batch], threads: int = 1, device: str = "cpu") -> tuple[float, float]:
     """Return (nats per scored token, share of them predicted right)."""
-    nats = right = count = 0.0
-    for tokens, targets in batches:
-        batch_nats, batch_right = score(model, *_placed((tokens, targets), device))
-        nats, right, count = nats + batch_nats.sum(), right + batch_right.sum(), count + (targets != IGNORE_INDEX).sum()
-    return float(nats / count), float(right / count)
+    sums = np.zeros(3)
+    for arrays in scores(model, batches, threads, device):
+        sums += [array.sum() for array in arrays]
+    return float(sums[0] / sums[2]), float(sums[1] / sums[2])
 
 
 def _placed(batch: Batch, device: str) -> Batch:
     return (to_gpu(batch[0]), to_gpu(batch[1])) if device == "gpu" else batch
-

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from .backend import Array, get_xp
-from .tape import Node, SecondOrderError, Tensor, check_finite, make, mode
+from .tape import Node, SecondOrderError, Tensor, array_of, check_finite, make, mode
 
 
 def backward(y: Tensor, g: Array | None = None) -> None:
@@ -56,10 +56,8 @@ def _walk(y: Tensor, g: Any, wanted: set[int] | None, create_graph: bool) -> dic
         if y.size != 1:
             raise ValueError(f"backward: a tensor of shape {y.shape} is not a scalar; pass its cotangent g")
         g = get_xp(y.data).ones_like(y.data)
-    elif type(g) is not Tensor:
-        g = get_xp(y.data).asarray(g, dtype=y.dtype)  # a Python number, a list, or float64 where y is float32
-    elif not create_graph:
-        g = g.data
+    elif type(g) is not Tensor or not create_graph:
+        g = get_xp(y.data).asarray(array_of(g), dtype=y.dtype)  # a Python number, a list, float64 where y is float32
     if g.shape != y.shape:
         raise ValueError(f"backward: cotangent g has shape {g.shape}, the tensor has {y.shape}")
 
@@ -73,7 +71,7 @@ def _walk(y: Tensor, g: Any, wanted: set[int] | None, create_graph: bool) -> dic
         op = node.op
         if op is None if wanted is None else node.id in wanted:
             found[node.id] = entry
-        if op is None:
+        if op is None or node.id == lowest:
             continue
         if op.backward is None:
             raise TypeError(f"op '{op.name}' has no backward yet: write one under it and mark it @{op.name}.vjp")
@@ -97,7 +95,7 @@ def _walk(y: Tensor, g: Any, wanted: set[int] | None, create_graph: bool) -> dic
             check_finite(gs, f"the vjp of op '{op.name}'", "gradient")
         if type(gs) is not tuple:
             gs = (gs,)
-        if len(gs) != len(parents):
+        if len(gs) < len(parents) or any(gx is not None for gx in gs[len(parents) :]):  # None for arguments left out
             raise TypeError(f"the vjp of op {op.name!r} gave {len(gs)} gradients for {len(parents)} arguments")
         for parent, gx in zip(parents, gs, strict=False):
             if parent is None or gx is None:

@@ -1,6 +1,7 @@
 """Measuring itself: workers run alone, in a clean environment, and tell time, memory and what they lack."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_ratios_pair_rounds():
 @LINUX
 def test_a_worker_measures_time_and_memory():
     seen = run_worker(all_cases()["scan/forward"], "floor", threads=1, calls=3)
-    assert len(seen["seconds"]) == 3
+    assert len(seen["seconds"]) >= 3
     assert 1e-4 < min(seen["seconds"]) < 10
     three_arrays = 3 * B * T * D * 4 / 2**20
     assert three_arrays <= seen["memory_mb"] < three_arrays + 16
@@ -46,9 +47,10 @@ def test_peak_memory_forgets_what_was_freed_before_the_reset():
     assert memory_mb("VmHWM") - memory_mb("VmRSS") > 15
 
 
-def test_slow_calls_stop_early_but_not_before_the_third():
-    assert len(time_calls(lambda: None, calls=5, seconds=60)) == 5
-    assert len(time_calls(lambda: None, calls=5, seconds=0)) == 3
+def test_slow_calls_stop_early_but_not_before_the_third_and_fast_ones_go_on():
+    assert len(time_calls(lambda: time.sleep(0.2), calls=4, seconds=60)) == 4
+    assert len(time_calls(lambda: time.sleep(0.01), calls=4, seconds=0)) == 3
+    assert sum(time_calls(lambda: time.sleep(0.05), calls=4, seconds=60)) >= 0.5
 
 
 def test_sides_take_turns_and_a_missing_side_is_not_measured(monkeypatch):

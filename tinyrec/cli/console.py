@@ -67,7 +67,7 @@ def screen(step: int, steps: int) -> Iterator[Screen]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("training"), BarColumn(bar_width=40), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("training"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, TextColumn("left, Ctrl-C saves"), transient=True) as progress:
         yield Screen(progress, progress.add_task("training", total=steps, completed=step))
 

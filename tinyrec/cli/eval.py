@@ -13,7 +13,7 @@ import argparse
 import itertools
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from tinyrec.cli.console import thousands
 from tinyrec.cli.models import load_model
 from tinyrec.cli.parser import Mistake, Parser, as_mistake
 from tinyrec.cli.runs import RunFolder
-from tinyrec.data import IGNORE_INDEX, Batches, encode, load_text, split_text
+from tinyrec.data import Batches, encode, load_text, split_text
 from tinyrec.nn import count
-from tinyrec.train import Batch, Options, parse_task, score, streams
+from tinyrec.train import Batch, Options, parse_task, scores, streams
 
 USAGE = "RUN [options]"
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Mistake("--context takes 1 or more, --bytes 2 or more")
     size = thousands(count(model))
     print(f"{saved.name}, {size} parameters, step {saved.step}, trained on windows of {options.context}")
-    with threadpool_limits(options.threads):
+    with threadpool_limits(1):  # the batches are shared among threads, not the matrix products
         return _task(model, options, lengths) if options.task else _text(folder, model, options, arguments, lengths)
 
 
@@ -63,7 +63,7 @@ def _text(folder: RunFolder, model: Any, options: Options, arguments: argparse.N
     print(f"on {what}, {thousands(len(text))} bytes\n")
     batches = {n: Batches(encode(text), n).consecutive(_batch(options, n)) for n in lengths}
     anchors = folder.anchors(f"{zlib.crc32(text):08x}", split.train, text)
-    _print_table({n: by_position(model, batches[n], n) for n in lengths}, "byte", anchors)
+    _print_table({n: by_position(model, batches[n], n, options.threads) for n in lengths}, "byte", anchors)
     return 0
 
 
@@ -74,7 +74,7 @@ def _task(model: Any, options: Options, lengths: list[int]) -> int:
         with as_mistake(ValueError):
             task, rng = parse_task(options.task, n), streams(options.seed).validation
         batches = (task.sample(8, rng) for _ in range(8))
-        tables[n] = by_position(model, batches, n)
+        tables[n] = by_position(model, batches, n, options.threads)
     _print_table(tables, "token", {"guess": math.log2(task.vocab)})
     return 0
 
@@ -84,12 +84,11 @@ def _batch(options: Options, length: int) -> int:
     return max(1, options.batch * options.context // length)
 
 
-def by_position(model: Any, batches: Iterator[Batch], length: int) -> np.ndarray:
+def by_position(model: Any, batches: Iterable[Batch], length: int, threads: int) -> np.ndarray:
     """Sums over all windows of (nats, right answers, scored targets), per position: (3, T)."""
     sums = np.zeros((3, length))
-    for tokens, targets in batches:
-        nats, right = score(model, tokens, targets)
-        sums += nats.sum(0), right.sum(0), (targets != IGNORE_INDEX).sum(0)
+    for arrays in scores(model, batches, threads):
+        sums += [array.sum(0) for array in arrays]
     return sums
 
 

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from tinyrec import checkpoint
-from tinyrec.backend import to_gpu
 from tinyrec.checkpoint import CheckpointError
 from tinyrec.cli.parser import Mistake, as_mistake, did_you_mean
 from tinyrec.models import MODELS, build, make_config
-from tinyrec.nn import parameters
 from tinyrec.train import Options, State, start
 
 
@@ -27,7 +25,7 @@ def model_config(name: str, given: dict[str, Any], vocab_size: int) -> Any:
     """The model's config: its preset ("tiny" if none is given), then the options given, each of the preset's type."""
     options = dict(given)
     if "vocab_size" in options:
-        raise Mistake(f"vocab_size is not chosen: it follows from the data, here {vocab_size}")
+        raise Mistake("vocab_size is not chosen: it follows from the data")
     preset = str(options.pop("preset", "tiny"))
     with as_mistake(ValueError):
         usual = make_config(name, preset)
@@ -47,14 +45,11 @@ def saved_config(saved: checkpoint.Run) -> Any:
     return MODELS[saved.name].config(**{key: tuple(v) if isinstance(v, list) else v for key, v in saved.config.items()})
 
 
-def load_model(saved: checkpoint.Run, device: str = "cpu") -> Any:
+def load_model(saved: checkpoint.Run) -> Any:
     """The model of a checkpoint."""
     with as_mistake(CheckpointError, ValueError, TypeError):
         model = build(saved.name, saved_config(saved), np.random.default_rng(0), saved.dtype)
         checkpoint.restore(model, saved.parameters)
-    if device == "gpu":
-        for _, p in parameters(model):
-            p.data = to_gpu(p.data)
     return model
 
 

@@ -24,7 +24,7 @@ from tinyrec.cli.parser import Mistake, as_mistake
 from tinyrec.data import anchors, best
 from tinyrec.models import MODELS
 from tinyrec.nn import parameters
-from tinyrec.train import Options, State, TaskSource, TextSource
+from tinyrec.train import Options, Source, State, TextSource
 
 
 class RunFolder:
@@ -96,7 +96,7 @@ def best_two(figures: dict[str, float]) -> dict[str, float]:
     return {name: bits, "xz": figures["xz"]}
 
 
-def checksum(source: TextSource | TaskSource) -> int:
+def checksum(source: Source) -> int:
     """A number that changes with the text; 0 for a task."""
     return zlib.crc32(source.split.train) if isinstance(source, TextSource) else 0
 

@@ -27,11 +27,11 @@ from tinyrec.cli.console import Table, screen, thousands
 from tinyrec.cli.models import check_model, load_state, model_config
 from tinyrec.cli.parser import Mistake, Parser, add_options, as_mistake, given_options, load_preset, program
 from tinyrec.cli.runs import RunFolder, checksum
+from tinyrec.data import VOCAB_SIZE
 from tinyrec.models import MODELS
 from tinyrec.nn import count
-from tinyrec.train import Options, State, TaskSource, TextSource, TrainingError, open_source, start, train
+from tinyrec.train import Options, Source, State, TaskSource, TrainingError, open_source, start, train
 
-Source = TextSource | TaskSource
 Start = tuple[RunFolder, State, Options, Source]
 
 MAY_CHANGE = {"steps", "threads", "log_every", "valid_every", "save_every"}  # at --resume
@@ -66,11 +66,12 @@ def _begin(arguments: argparse.Namespace) -> Start:
         raise Mistake("--data and --task exclude each other")
     if "data" in given:
         preset.pop("task", None)
+    config = model_config(name, of_model | arguments.model_options, VOCAB_SIZE)
     with as_mistake(ValueError):  # DataError is one
         options = Options(**preset | given)
-        source = open_source(options)
-    config = model_config(name, of_model | arguments.model_options, vocab_size=source.vocab_size)
-    _device_is_there(options)
+        _device_is_there(options)
+        source = open_source(options)  # last, because reading a text takes seconds
+        config = dataclasses.replace(config, vocab_size=source.vocab_size)
     what = options.task.partition(":")[0] or Path(options.data).stem
     folder = RunFolder(arguments.run or Path("runs", f"{name}-{what}"))
     folder.create()
@@ -129,7 +130,7 @@ def _loop(folder: RunFolder, state: State, options: Options, source: Source, anc
         return 0
     with (
         folder.metrics.open("a", encoding="utf-8") as metrics,
-        threadpool_limits(options.threads),
+        threadpool_limits(1),  # batches are shared among threads, not matrix products
         screen(state.step, options.steps) as show,
         Interrupt() as interrupt,
     ):

@@ -7,13 +7,13 @@
     best(anchors(split.train, split.valid))                   # what counting and xz reach, in bits per byte
 """
 
-from tinyrec.data.anchors import anchors, best
-from tinyrec.data.batches import IGNORE_INDEX, Batches
-from tinyrec.data.errors import DataError
-from tinyrec.data.split import Split, check_length, split_text
-from tinyrec.data.tasks import TASKS, Copy, Induction, SelectiveCopy, Task, load_task
-from tinyrec.data.text import SOURCES, load_text
-from tinyrec.data.vocabulary import VOCAB_SIZE, decode, decode_text, encode
+from .anchors import anchors, best
+from .batches import IGNORE_INDEX, Batches
+from .errors import DataError
+from .split import Split, check_length, split_text
+from .tasks import TASKS, Copy, Induction, SelectiveCopy, Task, load_task
+from .text import SOURCES, load_text
+from .vocabulary import VOCAB_SIZE, decode, decode_text, encode
 
 __all__ = [
     "IGNORE_INDEX",

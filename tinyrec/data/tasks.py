@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from tinyrec.data.batches import IGNORE_INDEX
-from tinyrec.data.errors import DataError, did_you_mean
+from .batches import IGNORE_INDEX
+from .errors import DataError, did_you_mean
 
 Ints = npt.NDArray[np.int64]
 

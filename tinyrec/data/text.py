@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tinyrec.data.errors import DataError, did_you_mean
-from tinyrec.data.shakespeare import shakespeare_plays
-from tinyrec.data.stdlib_docs import stdlib_docs
+from .errors import DataError, did_you_mean
+from .shakespeare import shakespeare_plays
+from .stdlib_docs import stdlib_docs
 
 SOURCES = {"pydoc": stdlib_docs, "shakespeare": shakespeare_plays}
 

@@ -154,7 +154,7 @@ def _products(case: Callable, draw: Draw) -> None:
     case(ops.linear, normal(2, 7, 5), normal(5, 3), normal(3))
     case(ops.linear, normal(5, 2, 7), normal(7, 11))
     case(ops.linear, normal(7), normal(7, 5), None)
-    case(ops.block_linear, normal(2, 7, 6), normal(3, 2, 2), normal(3, 2))
+    case(ops.block_linear, normal(2, 7, 6), normal(3, 2, 2), normal(6))
     case(ops.block_linear, normal(5, 2, 6), normal(2, 3, 3))
     case(block_outer, normal(2, 7, 6), normal(2, 7, 6), n=3)
     case(inner, normal(2, 7, 5), normal(2, 7, 5))

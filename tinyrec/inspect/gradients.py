@@ -38,7 +38,7 @@ def check_op(name: str, its_cases: list[Case], tol: float = 1e-7) -> Row:
     kind = "fused" if op.twin else "surrogate" if op.surrogate else "op"
     try:
         errors = [_check_case(case, op, tol) for case in its_cases]
-    except AssertionError as error:  # GradcheckError is one
+    except (AssertionError, TypeError, ValueError, IndexError) as error:  # GradcheckError is an AssertionError
         return Row(name, kind, None, None, str(error), ok=False)
     notes = [f"second order: use {op.twin.__module__}.{op.twin.__name__}"] if op.twin else []
     notes += [op.surrogate] if op.surrogate else []

@@ -77,7 +77,7 @@ def _rules(config: GriffinConfig) -> list[Rule]:
             rules += [same(f"{r}.rg_lru.a_param", f"{b}.mixer.lam")]
             for theirs, ours in (("input_gate", "x"), ("a_gate", "a")):
                 rules += [same(f"{r}.rg_lru.{theirs}.w", f"{b}.mixer.w_{ours}")]
-                rules += [same(f"{r}.rg_lru.{theirs}.b", f"{b}.mixer.b_{ours}")]
+                rules += [_block_bias(f"{r}.rg_lru.{theirs}.b", f"{b}.mixer.b_{ours}", config.gate_blocks)]
         else:
             a = f"{b}.attention_block"
             rules += [transposed(f"{a}.proj_{x}.weight", f"{b}.mixer.{x}.w") for x in "qkv"]
@@ -117,7 +117,7 @@ def _rules_hf(config: GriffinConfig) -> list[Rule]:
             ]
             for theirs, ours in (("input_gate", "x"), ("recurrent_gate", "a")):
                 rules += [same(f"{t}.rg_lru.{theirs}_weight", f"{b}.mixer.w_{ours}")]
-                rules += [same(f"{t}.rg_lru.{theirs}_bias", f"{b}.mixer.b_{ours}")]
+                rules += [_block_bias(f"{t}.rg_lru.{theirs}_bias", f"{b}.mixer.b_{ours}", config.gate_blocks)]
         else:
             rules += [transposed(f"{t}.{x}_proj.weight", f"{b}.mixer.{x}.w") for x in "qkv"]
             rules += _linear(f"{t}.o_proj", f"{b}.mixer.out")
@@ -128,6 +128,11 @@ def _rules_hf(config: GriffinConfig) -> list[Rule]:
 
 def _linear(official: str, ours: str) -> list[Rule]:
     return [transposed(f"{official}.weight", f"{ours}.w"), same(f"{official}.bias", f"{ours}.b")]
+
+
+def _block_bias(official: str, ours: str, blocks: int) -> Rule:
+    """The bias of a gate: (blocks, E / blocks) there, (E,) here."""
+    return Rule(official, (ours,), lambda b: b.reshape(blocks, -1), lambda b: (b.reshape(-1),))
 
 
 def _stacked(*xs: np.ndarray) -> np.ndarray:

@@ -138,8 +138,8 @@ class RecurrentMixer:
         self.gate = Linear(d, e, rng, dtype)  # linear_y
         self.conv_w = normal(rng, (config.conv_width, e), (0.01 / config.conv_width) ** 0.5, dtype)
         self.conv_b = zeros((e,), dtype)
-        self.w_a, self.b_a = lecun_normal(rng, (n, e // n, e // n), fan_in, dtype), zeros((n, e // n), dtype)
-        self.w_x, self.b_x = lecun_normal(rng, (n, e // n, e // n), fan_in, dtype), zeros((n, e // n), dtype)
+        self.w_a, self.b_a = lecun_normal(rng, (n, e // n, e // n), fan_in, dtype), zeros((e,), dtype)
+        self.w_x, self.b_x = lecun_normal(rng, (n, e // n, e // n), fan_in, dtype), zeros((e,), dtype)
         self.lam = Tensor(initial_lam(rng, e, config.decay_init).astype(dtype), requires_grad=True)
         self.out = Linear(e, d, rng, dtype, scale=2 / config.n_layers)
 

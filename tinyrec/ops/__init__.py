@@ -6,31 +6,11 @@ from typing import Any
 
 from ..tape import Tensor
 from ..walk import backward
+from .activation import gelu, relu, sigmoid, silu, softcap, softplus, tanh
 from .attention import attention
 from .block_linear import block_linear
 from .conv import causal_conv
-from .elementwise import (
-    add,
-    bounded_sqrt,
-    clip,
-    div,
-    exp,
-    gelu,
-    log,
-    maximum,
-    mul,
-    neg,
-    pow,
-    relu,
-    sigmoid,
-    silu,
-    softcap,
-    softplus,
-    sqrt,
-    sub,
-    tanh,
-    where,
-)
+from .elementwise import add, bounded_sqrt, clip, div, exp, log, maximum, mul, neg, pow, sqrt, sub, where
 from .embedding import embedding
 from .gelu_gate import gelu_gate
 from .matmul import linear, matmul

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..backend import get_xp
 from ..tape import op
 from .matmul import column_sums
-from .shape import reshape, transpose
+from .shape import transpose
 
 
 def _blocks(x, n: int):
@@ -17,7 +17,7 @@ def _blocks(x, n: int):
 
 @op
 def block_linear(x, w, b=None):
-    """y (..., E): block n of x (..., E) times w[n], plus b; w (N, E/N, E/N) in (in, out) order, b (N, E/N)."""
+    """y (..., E): block n of x (..., E) times w[n], plus b; w (N, E/N, E/N) in (in, out) order, b (E,)."""
     if w.ndim != 3 or w.shape[0] * w.shape[1] != x.shape[-1] or w.shape[1] != w.shape[2]:
         raise ValueError("w must be (N, k, k) with N k the last axis of x")
     xp = get_xp(x)
@@ -25,7 +25,7 @@ def block_linear(x, w, b=None):
     for xn, wn, yn in zip(_blocks(x, len(w)), w, _blocks(y, len(w)), strict=True):
         xp.matmul(xn, wn, out=yn)
     if b is not None:
-        y += b.reshape(-1)
+        y += b
     return y, (x, w, b is not None)
 
 
@@ -33,7 +33,7 @@ def block_linear(x, w, b=None):
 def block_linear_vjp(g, x, w, has_bias, *, needs):  # dx = g w^T, dw = x^T g, db = sum of g, block by block
     dx = block_linear(g, transpose(w)) if needs[0] else None
     dw = block_outer(x, g, n=len(w)) if needs[1] else None
-    db = reshape(column_sums(g), shape=w.shape[:2]) if has_bias and needs[2] else None
+    db = column_sums(g) if has_bias and needs[2] else None
     return (dx, dw, db)[: len(needs)]
 
 

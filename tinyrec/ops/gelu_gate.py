@@ -1,16 +1,18 @@
 """The gated GELU of Griffin: gelu(gate) * x, as one op, because it is most of the elementwise work of a block.
 
-Written plainly it is a dozen passes over arrays larger than the cache. Here a tile of rows goes through all of them
-while it is still in the cache, and the backward recomputes the sigmoid instead of saving it.
+Written plainly it is a dozen passes over arrays larger than the cache. Here a tile of numbers goes through all of them
+while it is still in the cache. Saves gate, x and the sigmoid: 12 bytes per element in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from ..backend import get_xp
 from ..tape import fused
-from .elementwise import GELU_CUBIC, GELU_SLOPE, gelu
+from .activation import GELU_CUBIC, GELU_SLOPE, gelu
 
 TILE = 16384  # elements; four float32 buffers of it fit the second-level cache of one core
 
@@ -46,32 +48,30 @@ def gelu_gate(gate, x):
     xp = get_xp(gate, x)
     if gate.shape != x.shape:
         raise ValueError("gate and x must have one shape")
-    gate, x = xp.ascontiguousarray(gate), xp.ascontiguousarray(x)
-    y = xp.empty_like(x)
-    with xp.errstate(over="ignore"):
-        for gt, xt, yt in _tiles(gate, x, y):
-            _sigmoid_2u(gt, yt)
-            yt *= gt
+    gate, x = xp.asarray(gate, order="C"), xp.asarray(x, order="C")
+    s, y = xp.empty_like(x), xp.empty_like(x)
+    with np.errstate(over="ignore"):
+        for gt, xt, st, yt in _tiles(gate, x, s, y):
+            _sigmoid_2u(gt, st)
+            xp.multiply(gt, st, out=yt)
             yt *= xt
-    return y, (gate, x)
+    return y, (gate, x, s)
 
 
 @gelu_gate.vjp
-def gelu_gate_vjp(g, gate, x):  # s = sigmoid(2u); dgate = g x (s + gate s (1 - s) d2u), dx = g gate s
+def gelu_gate_vjp(g, gate, x, s):  # dx = g gate s; dgate = g x (s + gate s (1 - s) d2u/dgate)
     xp = get_xp(g)
-    g = xp.ascontiguousarray(g)
+    g = xp.asarray(g, order="C")
     dgate, dx = xp.empty_like(gate), xp.empty_like(x)
-    with xp.errstate(over="ignore"):
-        for gt, gate_t, xt, dgate_t, dxt in _tiles(g, gate, x, dgate, dx):
-            s = _sigmoid_2u(gate_t, xp.empty_like(gate_t))
-            gs = gate_t * s
-            xp.multiply(gt, gs, out=dxt)
-            slope = gate_t * gate_t  # d2u/dgate = 2K (1 + 3 * 0.044715 gate^2)
-            slope *= 3.0 * GELU_CUBIC * GELU_SLOPE
-            slope += GELU_SLOPE
-            slope *= gs
-            slope *= 1.0 - s
-            slope += s
-            slope *= xt
-            xp.multiply(slope, gt, out=dgate_t)
+    for gt, gate_t, xt, st, dgate_t, dxt in _tiles(g, gate, x, s, dgate, dx):
+        slope = gate_t * gate_t  # becomes gelu'(gate); d2u/dgate = 2K (1 + 3 * 0.044715 gate^2)
+        slope *= 3.0 * GELU_CUBIC * GELU_SLOPE
+        slope += GELU_SLOPE
+        gs = xp.multiply(gate_t, st, out=dxt)
+        slope *= gs
+        slope *= 1.0 - st
+        slope += st
+        slope *= xt
+        xp.multiply(slope, gt, out=dgate_t)
+        dxt *= gt
     return dgate, dx

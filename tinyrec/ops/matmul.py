@@ -40,8 +40,8 @@ def column_sums(g, weights=None):
 @op
 def linear(x, w, b=None):
     """y (..., M) = x (..., N) w (N, M) + b (M,); b may be left out."""
-    if x.shape[-1:] != w.shape[:1] or w.ndim != 2:
-        raise ValueError("the last axis of x must be the first of the matrix w")
+    if w.ndim != 2 or x.shape[-1:] != w.shape[:1] or (b is not None and b.shape != w.shape[1:]):
+        raise ValueError("expected x (..., N), a matrix w (N, M) and b (M,)")
     y = _rows(x) @ w
     if b is not None:
         y += b

@@ -12,6 +12,8 @@ from .reduce import mean
 @op
 def inner(a, b):
     """sum over the last axis of a b, kept as an axis of 1: (..., D), (..., D) -> (..., 1), without the product array."""
+    if a.shape != b.shape:
+        raise ValueError("a and b must have one shape")
     return get_xp(a, b).vecdot(a, b)[..., None], (a, b)
 
 
@@ -23,6 +25,8 @@ def inner_vjp(g, a, b):
 @op
 def rmsnorm(x, gain=None, *, eps: float = 1e-6, one_plus: bool = False):
     """y = x rho gain, rho = (mean(x^2) + eps)^(-1/2); gain (D,), or 1 + gain with one_plus, or 1 when left out."""
+    if gain is not None and gain.shape != x.shape[-1:]:
+        raise ValueError(f"gain must be ({x.shape[-1]},)")
     y = x * (inner(x, x) * (1.0 / x.shape[-1]) + eps) ** -0.5
     if gain is not None:
         y *= gain + 1.0 if one_plus else gain
@@ -41,6 +45,8 @@ def rmsnorm_vjp(g, x, gain, eps, one_plus):  # dx = rho (gw - x rho^2 mean(gw x)
 @op
 def layernorm(x, gain, bias, *, eps: float = 1e-5):
     """y = (x - mean) rho gain + bias, rho = (variance + eps)^(-1/2); gain, bias (D,)."""
+    if gain.shape != x.shape[-1:] or bias.shape != gain.shape:
+        raise ValueError(f"gain and bias must be ({x.shape[-1]},)")
     centred = x - x.mean(axis=-1, keepdims=True)
     y = centred * (inner(centred, centred) * (1.0 / x.shape[-1]) + eps) ** -0.5
     y *= gain

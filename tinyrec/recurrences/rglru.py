@@ -11,7 +11,8 @@ and a learned lam, and a gated input whose scale sqrt(1 - a_t^2) keeps the state
 from __future__ import annotations
 
 from ..backend import get_xp
-from ..ops.elementwise import bounded_sqrt, exp, sigmoid, softplus, where
+from ..ops.activation import sigmoid, softplus
+from ..ops.elementwise import bounded_sqrt, exp, where
 from ..ops.shape import getitem, stack
 from ..tape import fused
 from .scan import adjoint_into, scan_into

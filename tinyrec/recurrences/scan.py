@@ -74,7 +74,7 @@ def times_previous(delta, h, h_init):
     """delta_t h_{t-1} with h_{-1} = h_init: what da is, in the scan (6)."""
     xp = get_xp(delta)
     out = xp.empty_like(delta)
-    xp.multiply(delta[0], h_init, out=out[0])
+    out[0] = delta[0] * h_init
     xp.multiply(delta[1:], h[:-1], out=out[1:])
     return out, (delta, h, h_init)
 
@@ -103,6 +103,8 @@ def _filled(g, g_last, a, h_init) -> tuple:
 def scan_into(a, b, h_init, h) -> None:
     """(1) on plain arrays: a, b (T, ...), h_init (...), written to h (T, ...), which must not be a or b."""
     xp = get_xp(a)
+    if a.ndim == 1:  # a row that is one number must be an array too, to be written to
+        return scan_into(a[:, None], b[:, None], h_init.reshape(1), h[:, None])
     if math.prod(a.shape[1:]) < SHORT_ROW and len(a) >= 4 * CHUNK:
         return _two_level(a, b, h_init, h)
     previous = h_init
@@ -119,6 +121,8 @@ def adjoint_into(a, g, g_last, delta):
     Returns a_0 delta_0 (...), which is (7).
     """
     xp = get_xp(a)
+    if a.ndim == 1:
+        return adjoint_into(a[:, None], g[:, None], g_last.reshape(1), delta[:, None])[0]
     if math.prod(a.shape[1:]) < SHORT_ROW and len(a) >= 4 * CHUNK:
         # Reversed in time it is the plain scan with the coefficients shifted by one.
         shifted = xp.concatenate([xp.ones_like(a[:1]), a[:0:-1]])
