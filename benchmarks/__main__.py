@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,12 +38,13 @@ def main() -> None:
             print(f"{case.name:24} {', '.join(case.sides)}")
         return
     before, results = machine(), []
-    for case in cases:
+    for number, case in enumerate(cases, 1):
+        print(f"{number} of {len(cases)}: {case.name}", file=sys.stderr)
         results += compare(case, options.rounds, options.threads, options.seconds)
+        if options.json:  # after every case: a long run that is interrupted keeps what it has
+            record = {"machine": before, "load_after": machine()["load"], "results": [asdict(r) for r in results]}
+            options.json.write_text(json.dumps(record, indent=1) + "\n")
     show(results)
-    if options.json:
-        record = {"machine": before, "load_after": machine()["load"], "results": [asdict(r) for r in results]}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.cases import Case
 
+ROOT = Path(__file__).parents[1]
 OURS = "tinyrec"
 # Settings that make OpenBLAS reproducible across machines, and slow.
 UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -52,7 +54,8 @@ def run_worker(case: Case, side: str, threads: int, calls: int = 9, seconds: flo
     """Start one worker and return what it printed, see benchmarks/worker.py."""
     command = [sys.executable, "-m", "benchmarks.worker", case.name, side, f"--threads={threads}"]
     command += [f"--calls={calls}", f"--seconds={seconds}"]
-    done = subprocess.run(command, env=worker_environment(threads), capture_output=True, text=True, check=False)
+    environment = worker_environment(threads)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the {side} worker of {case.name} failed:\n{done.stderr}")
     return json.loads(done.stdout)

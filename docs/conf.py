@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,17 @@ def _mathml(translator: Any, node: nodes.Element) -> None:
 
 
 def _as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text with figures and shapes, not markup: show them as they stand."""
-    lines[:] = ["::", "", *("    " + line for line in lines), ""] if any(lines) else []
+    """Docstrings are plain text, not markup: keep figures and tables as they stand, and let prose flow."""
+    shown: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", "\n".join(lines).strip()):
+        if re.search(r"^ |\S {3,}\S", paragraph, re.MULTILINE):  # indented or aligned by hand
+            shown += [".. code-block:: text", "", *("   " + line for line in paragraph.splitlines()), ""]
+        else:
+            words = re.split(r"`([^`\n]+)`", paragraph)  # every second one is code
+            words[::2] = [re.sub(r"([\\*`|_])", r"\\\1", w) for w in words[::2]]
+            words[1::2] = [f"``{w}``" for w in words[1::2]]
+            shown += ["".join(words).replace("\n", " "), ""]
+    lines[:] = shown
 
 
 def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

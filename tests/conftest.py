@@ -70,8 +70,8 @@ def poison_fresh_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 def outputs_and_gradients(fn: Callable, *args: Any, use: tuple[int, ...] | None = None, **static: Any) -> list:
     """The outputs of fn, then the gradient of each float argument, as arrays.
 
-    The loss is the sum of the outputs numbered in `use` (None: all), each times random numbers of its own. The arguments
-    cannot be written to, so an op that works in place on its inputs fails.
+    The loss is the sum of the outputs numbered in `use` (None: all), each times random numbers of its own. The
+    arguments cannot be written to, so an op that works in place on its inputs fails.
     """
     leaves = []
     for a in args:

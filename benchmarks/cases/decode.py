@@ -8,13 +8,30 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.cases import Case
-from benchmarks.cases.train_step import KINDS, VOCAB, torch_model
+from benchmarks.cases.train_step import KINDS, VOCAB, tinyrec_model, torch_model
 
 TOKENS_PER_CALL = 16
 
 
 def tinyrec_side(kind: str, context: int) -> Callable[[], object]:
-    raise NotImplementedError("tinyrec's side of decode is not written yet")
+    import numpy as np
+
+    from tinyrec import no_grad
+
+    model = tinyrec_model(kind)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (1, context))
+    with no_grad():
+        logits, state = model.prefill(tokens, model.initial_state(1))
+    token = logits.data[:, -1].argmax(-1)  # (1,)
+
+    @no_grad()
+    def call() -> None:
+        nonlocal token, state
+        for _ in range(TOKENS_PER_CALL):
+            logits, state = model.step(token, state)
+            token = logits.data.argmax(-1)
+
+    return call
 
 
 def torch_side(kind: str, context: int) -> Callable[[], object]:

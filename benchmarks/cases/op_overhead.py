@@ -9,7 +9,21 @@ OPS_PER_LINK = 3
 
 
 def tinyrec_side() -> Callable[[], object]:
-    raise NotImplementedError("tinyrec's side of op_overhead is not written yet")
+    import numpy as np
+
+    from tinyrec import Tensor, grad, ops
+
+    rng = np.random.default_rng(0)
+    x, scale, shift = (Tensor(rng.random(SHAPE, dtype=np.float32), True) for _ in range(3))
+    g = rng.random(SHAPE, dtype=np.float32)
+
+    def call() -> None:
+        h = x
+        for _ in range(LINKS):
+            h = ops.tanh(h * scale + shift)
+        grad(h, [x, scale, shift], g=g)
+
+    return call
 
 
 def torch_side() -> Callable[[], object]:

@@ -13,7 +13,18 @@ B, T, D = 8, 512, 512
 
 
 def tinyrec_side(backward: bool) -> Callable[[], object]:
-    raise NotImplementedError("tinyrec's side of scan is not written yet")
+    import numpy as np
+
+    from tinyrec import Tensor, grad
+    from tinyrec.recurrences.scan import scan
+
+    rng = np.random.default_rng(0)
+    a, x, dh = (rng.random((T, B, D), dtype=np.float32) for _ in range(3))  # time first, as the scan wants it
+    h_init = np.zeros((B, D), np.float32)
+    if not backward:
+        return lambda: scan(a, x, h_init)
+    leaves = [Tensor(a, True), Tensor(x, True)]
+    return lambda: grad(scan(*leaves, h_init)[0], leaves, g=dh)
 
 
 def floor_side(backward: bool) -> Callable[[], object]:

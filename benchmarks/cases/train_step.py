@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.cases import Case
 
 if TYPE_CHECKING:
+    import tinyrec.models.griffin
     from benchmarks.torch_griffin import Griffin
 
 B, T, VOCAB = 8, 256, 256
@@ -25,7 +26,35 @@ KINDS = {
 
 
 def tinyrec_side(kind: str) -> Callable[[], object]:
-    raise NotImplementedError("tinyrec's side of train_step is not written yet")
+    import numpy as np
+
+    from tinyrec.nn import parameters
+    from tinyrec.optim import AdamW, clip_by_global_norm
+    from tinyrec.parallel import loss_and_grads
+
+    model = tinyrec_model(kind)
+    optimizer = AdamW(parameters(model), LEARNING_RATE)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (B, T + 1))
+
+    def call() -> None:
+        optimizer.zero_grad()
+        loss_and_grads(model, tokens[:, :-1], tokens[:, 1:], threads=2)
+        clip_by_global_norm(parameters(model), 1.0)
+        optimizer.step()
+
+    return call
+
+
+def tinyrec_model(kind: str) -> "tinyrec.models.griffin.Griffin":
+    import numpy as np
+
+    from tinyrec.models import build, make_config
+
+    names = {"recurrent": "recurrent", "attention": "local" if kind == "griffin" else "global"}
+    pattern = tuple(names[k] for k in KINDS[kind])
+    name = {"hawk": "hawk", "griffin": "griffin", "mqa": "transformer"}[kind]
+    sizes = {"d_model": D, "d_rnn": E, "n_layers": len(pattern), "n_heads": HEADS, "gate_blocks": HEADS, "window": WINDOW}
+    return build(name, make_config(name, vocab_size=VOCAB, pattern=pattern, **sizes), np.random.default_rng(0))
 
 
 def torch_model(kind: str, scan: str, context: int) -> "Griffin":

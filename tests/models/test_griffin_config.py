@@ -1,16 +1,15 @@
-"""Every switch of the Griffin family does what its comment says; wrong ones are refused in one sentence; presets fit."""
+"""Every switch of the Griffin family does what its comment says; wrong ones are refused in one sentence."""
 
-import dataclasses
 import re
 
 import numpy as np
 import pytest
 
 from tinyrec.check import assert_close
-from tinyrec.models import MODELS, build, entry, make_config
-from tinyrec.models.griffin import Griffin, bfloat16, initial_lam
-from tinyrec.models.griffin_config import PRESETS, GriffinConfig
-from tinyrec.nn import count, parameters
+from tinyrec.models import build, make_config
+from tinyrec.models.griffin import bfloat16, initial_lam
+from tinyrec.models.griffin_config import GriffinConfig
+from tinyrec.nn import parameters
 from tinyrec.tape import no_grad
 
 
@@ -21,9 +20,6 @@ def logits_of(model, tokens, positions=None):
 
 def draw_tokens(seed, batch=2, time=12):
     return np.random.default_rng([2, seed]).integers(0, 11, (batch, time))
-
-
-# --- switches ---------------------------------------------------------------------------------------------------------
 
 
 def test_embed_scale_multiplies_the_embedding_by_a_rounded_root(tiny, name):
@@ -59,7 +55,7 @@ def test_decay_init(tiny, kind, power):
     assert 0.0 <= share.min() < 0.001 and 0.999 < share.max() <= 1.0
     counts, _ = np.histogram(share, bins=10, range=(0.0, 1.0))
     assert np.abs(counts - 2000).max() < 250  # 6 standard deviations
-    lam = tiny("hawk", d_rnn=3000, decay_init=kind).blocks[0].mixer.lam.data  # and the model asks for it
+    lam = tiny("hawk", d_rnn=3000, gate_blocks=100, decay_init=kind).blocks[0].mixer.lam.data  # and the model asks for it
     assert (1.0 / (1.0 + np.exp(lam))).min() ** power == pytest.approx(low, abs=0.001)
 
 
@@ -68,8 +64,8 @@ def test_initial_variances(gate_init):
     sizes = dict(vocab_size=400, d_model=96, n_layers=5, d_rnn=160, n_heads=4, gate_blocks=4, mlp_expansion=2)
     config = make_config("griffin", gate_init=gate_init, conv_width=50, **sizes)
     expected = {
-        "embedding": 1 / 96, "branch.w": 1 / 96, "mixer.gate.w": 1 / 96, "q.w": 1 / 96, "k.w": 1 / 96, "v.w": 1 / 96,
-        "conv_w": 0.01 / 50, "w_a": 1 / 40, "w_x": 1 / 40, "mlp.gate.w": 1 / 96, "mlp.up.w": 1 / 96,
+        "embedding": 1 / 96, "branch.w": 1 / 96, "mixer.gate.w": 1 / 96,
+        "q.w": 1 / 96, "k.w": 1 / 96, "v.w": 1 / 96, "conv_w": 0.01 / 50, "w_a": 1 / 40, "w_x": 1 / 40, "mlp.gate.w": 1 / 96, "mlp.up.w": 1 / 96,
         "mlp.down.w": 2 / 5 / 192, "blocks.2.mixer.out.w": 2 / 5 / 96,
     }  # fmt: skip
     expected |= {f"blocks.{i}.mixer.out.w": 2 / 5 / 160 for i in (0, 1, 3, 4)}
@@ -190,8 +186,6 @@ def test_one_seed_gives_one_model_in_every_dtype():
         assert b.dtype == np.float32 and (a.data.astype("float32") == b.data).all()
 
 
-# --- refusals and suggestions -----------------------------------------------------------------------------------------
-
 BAD = [
     ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
     ({"n_layers": -1}, "n_layers must be at least 1, got -1"),
@@ -216,84 +210,3 @@ def test_a_bad_config_is_refused_in_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
         GriffinConfig(**options)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("call", "sentence"),
-    [
-        (lambda: make_config("grifin"), "unknown model 'grifin'; did you mean 'griffin'?"),
-        (lambda: make_config("lisp"), "unknown model 'lisp'; known: hawk, griffin, transformer"),
-        (lambda: make_config("hawk", "smal"), "unknown preset of hawk 'smal'; did you mean 'small'?"),
-        (lambda: make_config("hawk", d_modle=3), "unknown option of hawk 'd_modle'; did you mean 'd_model'?"),
-        (lambda: build("hwak", GriffinConfig(), None), "unknown model 'hwak'; did you mean 'hawk'?"),
-        (lambda: entry("transformers"), "unknown model 'transformers'; did you mean 'transformer'?"),
-    ],
-)
-def test_a_mistyped_name_is_met_with_a_suggestion(call, sentence):
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        call()
-
-
-# --- presets ----------------------------------------------------------------------------------------------------------
-
-
-def test_make_config_lets_overrides_win_over_the_name_and_the_preset():
-    assert make_config("hawk", "small") == GriffinConfig(**PRESETS["small"], pattern=("recurrent",))
-    assert make_config("griffin", "small", d_model=256, pattern=("local",)) == GriffinConfig(
-        **{**PRESETS["small"], "d_model": 256, "pattern": ("local",)}
-    )
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        make_config("hawk").d_model = 3
-
-
-def test_build_remembers_the_name_and_the_config(tiny, name):
-    assert tiny(name).name == name and tiny(name).config.window == 3
-    assert MODELS[name].family == "griffin" and MODELS[name].model is Griffin
-
-
-class Shaped:
-    """Stands in for an array of which only the shape matters."""
-
-    def __init__(self, shape):
-        self.shape, self.size, self.ndim, self.dtype = shape, int(np.prod(shape)), len(shape), np.dtype("float32")
-
-    def __mul__(self, _):
-        return self
-
-    __getitem__ = astype = __mul__
-
-
-class ShapedRandom:
-    """Stands in for a Generator, so that a model of gigabytes is counted without being made."""
-
-    standard_normal = staticmethod(Shaped)
-
-    @staticmethod
-    def uniform(low, high, size):
-        return np.full(size, low)
-
-
-@pytest.mark.parametrize(
-    ("name", "preset", "expected"),
-    [("griffin", "recurrentgemma-2b", 2_682_862_080), ("hawk", "tiny", None), ("griffin", "tiny", None)],
-)
-def test_parameter_counts(name, preset, expected):
-    config = make_config(name, preset)
-    counted = count(Griffin(config, ShapedRandom()))
-    assert counted == (expected or count(build(name, config, np.random.default_rng(0))))
-
-
-@pytest.mark.parametrize(("preset", "billions"), [("paper-100m", 0.1), ("paper-1b", 1.3), ("paper-7b", 7.0)])
-def test_the_presets_of_the_paper_have_about_the_size_in_their_name(name, preset, billions):
-    """The names count what table 2 of the paper counts: within a third, the embedding (256k words) left out."""
-    config = make_config(name, preset)
-    model = Griffin(config, ShapedRandom())
-    blocks = (count(model) - model.embedding.size) / 1e9
-    assert blocks == pytest.approx(billions, rel=1 / 3)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_a_valid_config_of_every_model(name, preset):
-    config = make_config(name, preset)
-    assert config.pattern == MODELS[name].fixed["pattern"]
-    assert {key: getattr(config, key) for key in PRESETS[preset]} == PRESETS[preset]

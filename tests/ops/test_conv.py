@@ -1,4 +1,4 @@
-"""The causal convolution: fused equals naive equals the sum written with loops, cut anywhere, blind to other documents."""
+"""The causal convolution: fused equals naive equals plain loops, cut anywhere, blind to other documents."""
 
 import importlib
 
@@ -118,5 +118,5 @@ def test_wrong_shapes_are_refused(k, shape):
 def test_second_order_is_refused_and_names_the_naive_form():
     leaves = [Tensor(a, requires_grad=True) for a in draw(8, 2, 7, 5, 4)]
     u, _ = causal_conv(*leaves)
-    with pytest.raises(SecondOrderError, match="tinyrec.ops.conv.naive"):
+    with pytest.raises(SecondOrderError, match=r"tinyrec\.ops\.conv\.naive"):
         grad(u, leaves, np.ones(u.shape), create_graph=True)

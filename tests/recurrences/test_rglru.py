@@ -229,5 +229,5 @@ def test_no_time_and_wrong_starts_are_refused():
 def test_second_order_is_refused_and_names_the_naive_form():
     leaves = [Tensor(x, requires_grad=True) for x in draw(13, 2, 3, 5)]
     h, _ = rglru(*leaves)
-    with pytest.raises(SecondOrderError, match="tinyrec.recurrences.rglru.naive"):
+    with pytest.raises(SecondOrderError, match=r"tinyrec\.recurrences\.rglru\.naive"):
         grad(h, leaves, np.ones(h.shape), create_graph=True)

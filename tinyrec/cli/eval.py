@@ -104,13 +104,13 @@ def _print_table(tables: dict[int, np.ndarray], unit: str, anchors: dict[str, fl
     def cell(sums: np.ndarray) -> str:
         nats, right, scored = sums
         if not scored:
-            return " " * 16
-        return f"{nats / scored / math.log(2):8.3f}" + (f" ({right / scored:5.1%})" if unit == "token" else " " * 8)
+            return ""
+        return f"{nats / scored / math.log(2):.3f}" + (f" ({right / scored:.1%})" if unit == "token" else "")
 
-    print(f"bits per {unit:11}" + "".join(f"windows of {n}".rjust(16) for n in tables))
+    print(f"{f'bits per {unit}':20}" + "".join(f"windows of {n}".rjust(16) for n in tables))
     longest = max(tables)
     for first, end in ranges(longest):
-        cells = [cell(sums[:, first:end].sum(1)) if first < n else " " * 16 for n, sums in tables.items()]
+        cells = [cell(sums[:, first:end].sum(1)).rjust(16) for sums in tables.values()]
         print(f"{f'token {first + 1} - {end}':20}{''.join(cells)}".rstrip())
-    print(f"{'all':20}{''.join(cell(sums.sum(1)) for sums in tables.values())}".rstrip())
+    print(f"{'all':20}{''.join(cell(sums.sum(1)).rjust(16) for sums in tables.values())}")
     print("\nbeside " + ", ".join(f"{name} {bits:.3f}" for name, bits in anchors.items()))

@@ -12,8 +12,6 @@ from tinyrec.cli.parser import Mistake, Parser
 from tinyrec.cli.runs import RunFolder, best_two
 from tinyrec.train import Options, parse_task
 
-SMOOTHING = 0.95  # of the thick line: a running mean over about 20 steps
-
 USAGE = "RUN [options]"
 
 
@@ -64,8 +62,6 @@ def _anchors(folder: RunFolder, options: Options) -> dict[str, float]:
 
 
 def smoothed(values: list[float]) -> np.ndarray:
-    """The running mean m_t = s m_{t-1} + (1 - s) x_t, begun at x_1."""
-    means = [values[0]]
-    for value in values[1:]:
-        means.append(SMOOTHING * means[-1] + (1 - SMOOTHING) * value)
-    return np.array(means)
+    """The mean of each value and those before it, as far back as a twentieth of the run."""
+    window = max(1, len(values) // 20)
+    return np.array([np.mean(values[max(0, i - window) : i]) for i in range(1, len(values) + 1)])

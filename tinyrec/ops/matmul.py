@@ -42,7 +42,7 @@ def linear(x, w, b=None):
     """y (..., M) = x (..., N) w (N, M) + b (M,); b may be left out."""
     if w.ndim != 2 or x.shape[-1:] != w.shape[:1] or (b is not None and b.shape != w.shape[1:]):
         raise ValueError("expected x (..., N), a matrix w (N, M) and b (M,)")
-    y = _rows(x) @ w
+    y = x.reshape(-1, w.shape[0]) @ w  # one product of a tall matrix, not one for each leading index
     if b is not None:
         y += b
     return y.reshape(*x.shape[:-1], w.shape[1]), (x, w)

@@ -1,0 +1,101 @@
+"""The cache of keys and values is a value: appending leaves the old one right, shares memory and stays small."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyrec.nn import KVCache
+
+
+def tokens(start, stop, batch=2):
+    """keys, values (B, T, 1, 3) that say which token they belong to."""
+    keys = np.arange(start, stop, dtype=float)[None, :, None, None] + np.zeros((batch, 1, 1, 3))
+    return keys + 1000.0 * np.arange(batch)[:, None, None, None], -keys
+
+
+def empty(limit=None):
+    keys, values = tokens(0, 0)
+    return KVCache(keys, values, limit)
+
+
+def assert_holds(cache, expected):
+    """The cache holds just the tokens of these numbers, oldest first."""
+    keys, values = tokens(0, max(expected, default=0) + 1)
+    assert (cache.keys == keys[:, expected]).all() and (cache.values == values[:, expected]).all()
+    assert cache.keys.shape == (2, len(expected), 1, 3) == cache.values.shape
+
+
+@settings(max_examples=100)
+@given(pieces=st.lists(st.integers(1, 40), max_size=12), limit=st.sampled_from([None, 1, 3, 20]))
+def test_any_pieces_give_the_newest_tokens(pieces, limit):
+    caches, stops, stop = [empty(limit)], [0], 0
+    for piece in pieces:
+        caches.append(caches[-1].append(*tokens(stop, stop + piece)))
+        stop += piece
+        stops.append(stop)
+    for cache, end in zip(caches, stops, strict=True):  # the old ones too, after all appends
+        assert_holds(cache, list(range(0 if limit is None else max(0, end - limit), end)))
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+@pytest.mark.parametrize("prompt", [1, 5, 30])
+def test_two_continuations_of_one_cache_are_independent(prompt, limit):
+    trunk = empty(limit)
+    for t in range(prompt):
+        trunk = trunk.append(*tokens(t, t + 1))
+    branches = [trunk, trunk, trunk]
+    for t in range(20):
+        for k in range(3):
+            branches[k] = branches[k].append(*tokens(100 * k + t, 100 * k + t + 1))
+    start = 0 if limit is None else max(0, prompt - limit)
+    assert_holds(trunk, list(range(start, prompt)))
+    for k, branch in enumerate(branches):
+        expected = [*range(prompt), *range(100 * k, 100 * k + 20)]
+        assert_holds(branch, expected if limit is None else expected[-limit:])
+
+
+def test_the_arrays_that_it_was_made_of_are_not_written_to():
+    keys, values = tokens(0, 4)
+    keys.flags.writeable = values.flags.writeable = False
+    cache = KVCache(keys, values)
+    for t in range(4, 9):
+        cache = cache.append(*tokens(t, t + 1))
+    assert_holds(cache, list(range(9)))
+
+
+def appended(n, limit):
+    """The cache after n single tokens, and how often it moved to a new buffer."""
+    cache, moves = empty(limit), 0
+    for t in range(n):
+        new = cache.append(*tokens(t, t + 1))
+        moves += new._buffer is not cache._buffer
+        cache = new
+    return cache, moves
+
+
+def test_appending_seldom_copies():
+    cache, moves = appended(1000, None)
+    assert moves <= 9 and cache.keys.shape[1] == 1000  # it doubles
+    cache, moves = appended(1000, 50)
+    assert moves <= 1000 / 50 + 6 and cache.keys.shape[1] == 50
+
+
+def test_with_a_limit_the_buffer_stays_small():
+    cache, _ = appended(1000, 50)
+    assert cache._buffer.keys.shape[1] <= 100
+    cache, _ = appended(1000, 3)
+    assert cache._buffer.keys.shape[1] <= 32
+
+
+def test_nbytes_counts_what_can_be_seen():
+    cache, _ = appended(10, 4)
+    assert cache.nbytes == 2 * 2 * 4 * 1 * 3 * 8
+
+
+def test_the_limit_and_the_dtype_are_kept():
+    keys = np.zeros((1, 2, 1, 3), "float32")
+    cache = KVCache(keys, keys, 4)
+    for _ in range(5):
+        cache = cache.append(keys, keys)
+    assert cache.limit == 4 and cache.keys.dtype == cache.values.dtype == np.float32

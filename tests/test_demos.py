@@ -1,0 +1,34 @@
+"""Every demo runs without a warning, prints a table, draws its figure, and tells its claim."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMOS = sorted((ROOT / "demos").glob("plot_*.py"))
+
+
+def test_there_are_demos():
+    assert DEMOS
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=lambda path: path.stem)
+def test_a_demo_runs_and_draws(demo, tmp_path):
+    """In a process of its own, as a reader runs it; from a copy, so that its figure does not land in the checkout."""
+    copy = shutil.copy(demo, tmp_path)
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(copy)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (figure,) = (tmp_path / "out").glob("*.png")
+    assert figure.stat().st_size > 10_000
+    assert done.stdout.count("\n") > 5 and f"figure: out/{figure.name}" in done.stdout
+    assert "Claim: " in demo.read_text(encoding="utf-8") and figure.stem in demo.stem

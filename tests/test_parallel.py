@@ -1,0 +1,164 @@
+"""Loss and gradients with the batch split over threads: the same as without, whatever happens in a thread."""
+
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from tinyrec.check import assert_close
+from tinyrec.models import build, make_config
+from tinyrec.nn import parameters
+from tinyrec.ops import cross_entropy, embedding
+from tinyrec.parallel import loss_and_grads
+from tinyrec.tape import NonFiniteError, Tensor, nan_check
+
+SIZES = dict(vocab_size=11, d_model=8, d_rnn=12, n_heads=2, gate_blocks=3, window=3)
+
+
+def make(name="griffin", dtype="float64"):
+    return build(name, make_config(name, **SIZES), np.random.default_rng(0), dtype)
+
+
+def batch(rows=5, time=7):
+    """tokens, targets with a few that are not scored, unevenly over the rows."""
+    tokens, targets = np.random.default_rng(1).integers(0, 11, (2, rows, time))
+    targets[0] = -1
+    targets[1, 2:] = -1
+    return tokens, targets
+
+
+def gradients(model):
+    return {name: tensor.grad for name, tensor in parameters(model)}
+
+
+def plain(model, tokens, targets):
+    loss = cross_entropy(model(tokens), targets)
+    loss.backward()
+    return loss.item(), gradients(model)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("name", ["hawk", "griffin", "transformer"])
+def test_equals_the_plain_backward_for_any_number_of_threads(name, threads):
+    tokens, targets = batch()
+    expected_loss, expected = plain(make(name), tokens, targets)
+    model = make(name)
+    loss = loss_and_grads(model, tokens, targets, threads)
+    assert type(loss) is float and loss == pytest.approx(expected_loss, rel=1e-13)
+    for key, g in gradients(model).items():
+        assert_close(g, expected[key], 1e-12, key)
+
+
+def test_every_target_weighs_the_same_wherever_it_stands():
+    """The mean is over the scored targets of the whole batch, not a mean of the threads' means."""
+    tokens, targets = batch(2, 7)
+    targets[0, :-1], targets[1] = -1, 3  # one target in the first row, seven in the second
+    targets[0, -1] = 5
+    whole = loss_and_grads(make(), tokens, targets, threads=2)
+    rows = [loss_and_grads(make(), tokens[n : n + 1], targets[n : n + 1]) for n in range(2)]
+    assert whole == pytest.approx((rows[0] + 7 * rows[1]) / 8, rel=1e-13)
+    assert whole != pytest.approx((rows[0] + rows[1]) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_are_added_and_scaled_and_the_loss_is_not(threads):
+    tokens, targets = batch()
+    _, once = plain(make(), tokens, targets)
+    model = make()
+    first = loss_and_grads(model, tokens, targets, threads, scale=0.25)
+    kept = gradients(model)
+    copies = {key: g.copy() for key, g in kept.items()}
+    second = loss_and_grads(model, tokens, targets, threads, scale=0.5)
+    assert first == second
+    for key, g in gradients(model).items():
+        assert_close(g, 0.75 * once[key], 1e-12, key)
+        assert (kept[key] == copies[key]).all()  # whoever holds the old gradient still has it
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_float32_stays(threads):
+    model = make(dtype="float32")
+    loss_and_grads(model, *batch(), threads=threads, scale=0.5)
+    assert {g.dtype for g in gradients(model).values()} == {np.dtype("float32")}
+
+
+def test_one_answer_every_time():
+    results = []
+    for _ in range(3):
+        model = make(dtype="float32")
+        loss = loss_and_grads(model, *batch(), threads=3)
+        results.append((loss, [g.tobytes() for g in gradients(model).values()]))
+    assert results[0] == results[1] == results[2]
+
+
+class Bigram:
+    """Logits are rows of a table; it notes the threads it runs in and what BLAS may use there."""
+
+    def __init__(self):
+        self.table = Tensor(np.random.default_rng(2).standard_normal((11, 11)), requires_grad=True)
+        self.seen = []
+        self.barrier = None
+
+    def __call__(self, tokens):
+        if self.barrier:
+            self.barrier.wait(timeout=20)
+        blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        self.seen.append((threading.get_ident(), len(tokens), max(blas, default=1)))
+        if (tokens == 10).any():
+            raise ValueError("token 10 is not liked")
+        return embedding(self.table, tokens)
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_shards_run_side_by_side_with_one_blas_thread_each_and_blas_is_restored():
+    tokens = np.arange(20).reshape(5, 4) % 10
+    model = Bigram()
+    model.barrier = threading.Barrier(2)  # passes only if two threads are in the model at once
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        loss_and_grads(model, tokens, tokens, threads=2)
+        assert blas_threads() == before
+    assert len({ident for ident, _, _ in model.seen}) == 2
+    assert sorted(rows for _, rows, _ in model.seen) == [2, 3]
+    assert {blas for _, _, blas in model.seen} == {1}
+
+
+def test_one_thread_stays_in_the_caller_with_all_of_blas():
+    tokens = np.arange(20).reshape(5, 4) % 10
+    model = Bigram()
+    with threadpool_limits(2, user_api="blas"):
+        loss_and_grads(model, tokens, tokens, threads=1)
+        assert model.seen == [(threading.get_ident(), 5, max(blas_threads(), default=1))]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_in_a_thread_reaches_the_caller_and_blas_is_restored(threads):
+    tokens = np.zeros((4, 3), int)
+    tokens[3, 1] = 10
+    model = Bigram()
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        with pytest.raises(ValueError, match="token 10 is not liked"):
+            loss_and_grads(model, tokens, tokens, threads=threads)
+        assert blas_threads() == before
+    assert model.table.grad is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nan_check_reaches_the_threads(threads):
+    tokens = np.zeros((4, 3), int)
+    model = Bigram()
+    model.table.data[0, 0] = np.nan
+    assert np.isnan(loss_and_grads(model, tokens, tokens, threads=threads))  # nobody checks
+    with nan_check(), pytest.raises(NonFiniteError, match="op 'embedding'"):
+        loss_and_grads(model, tokens, tokens, threads=threads)
+
+
+def test_nothing_to_score_is_refused():
+    tokens, _ = batch()
+    with pytest.raises(ValueError, match="no target is scored: every entry of targets is -1"):
+        loss_and_grads(make(), tokens, np.full(tokens.shape, -1), threads=2)
