@@ -23,7 +23,7 @@ $(BUILT): setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(BUILT)  ## train a small Hawk on a laptop's CPU
-	@$(PY) -m tinyrec train hawk --preset demo
+	@$(PY) -m tinyrec demo
 
 test: $(BUILT)  ## the tests, without the slow ones and those that need a GPU
 	@$(TESTING) -m "not slow and not gpu"

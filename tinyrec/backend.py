@@ -6,6 +6,7 @@ Only this file and tinyrec/cuda/ name CuPy. CuPy is imported when something is f
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import Any
 
@@ -44,6 +45,20 @@ def import_cupy() -> Any:
 def to_gpu(x: Array) -> Array:
     """Copy a NumPy array to the current GPU; a GPU array is returned as it is. Raises NoGPUError."""
     return import_cupy().asarray(x)
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library to keep the memory of freed arrays for the next ones; True if it understood (glibc does).
+
+    Otherwise every array above a few megabytes is asked of the system, zeroed by it and given back: about a quarter of
+    a training step. For the whole process, so the caller decides; `tinyrec train` does it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, another system
+        return False
+    m_trim_threshold, m_mmap_threshold, most = -1, -3, 2**31 - 1  # names and numbers of <malloc.h>
+    return bool(mallopt(m_mmap_threshold, most // 2) and mallopt(m_trim_threshold, most))
 
 
 def to_cpu(x: Array) -> np.ndarray:

@@ -8,6 +8,7 @@ gradients are added in a fixed order.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
@@ -46,7 +47,7 @@ def _shards(batch: int, threads: int) -> list[slice]:
     """`threads` slices of nearly equal size (fewer if the batch is smaller) that cover the batch."""
     n = max(1, min(batch, threads))
     stops = [batch * i // n for i in range(n + 1)]
-    return [slice(a, b) for a, b in zip(stops, stops[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(stops)]
 
 
 _blas: ThreadpoolController | None = None  # looking for the loaded BLAS libraries takes milliseconds: once is enough

@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyrec import ops
-from tinyrec.backend import to_cpu, to_gpu
-from tinyrec.data import IGNORE_INDEX, VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
-from tinyrec.models import build
-from tinyrec.nn import parameters
-from tinyrec.optim import AdamW, clip_by_global_norm, learning_rate
-from tinyrec.parallel import loss_and_grads
-from tinyrec.tape import NonFiniteError, nan_check, no_grad
+from . import ops
+from .backend import to_cpu, to_gpu
+from .data import IGNORE_INDEX, VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
+from .models import build
+from .nn import parameters
+from .optim import AdamW, clip_by_global_norm, learning_rate
+from .parallel import loss_and_grads
+from .tape import NonFiniteError, nan_check, no_grad
 
 Batch = tuple[Any, Any]  # tokens (B, T) and targets (B, T), integers
 

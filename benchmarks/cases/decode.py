@@ -15,9 +15,11 @@ TOKENS_PER_CALL = 16
 
 def tinyrec_side(kind: str, context: int) -> Callable[[], object]:
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     from tinyrec import no_grad
 
+    threadpool_limits(1)  # as `tinyrec generate` does: one token is too little work to share
     model = tinyrec_model(kind)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (1, context))
     with no_grad():

@@ -53,8 +53,9 @@ def tinyrec_model(kind: str) -> "tinyrec.models.griffin.Griffin":
     names = {"recurrent": "recurrent", "attention": "local" if kind == "griffin" else "global"}
     pattern = tuple(names[k] for k in KINDS[kind])
     name = {"hawk": "hawk", "griffin": "griffin", "mqa": "transformer"}[kind]
-    sizes = {"d_model": D, "d_rnn": E, "n_layers": len(pattern), "n_heads": HEADS, "gate_blocks": HEADS, "window": WINDOW}
-    return build(name, make_config(name, vocab_size=VOCAB, pattern=pattern, **sizes), np.random.default_rng(0))
+    sizes = {"d_model": D, "d_rnn": E, "n_heads": HEADS, "gate_blocks": HEADS, "window": WINDOW, "vocab_size": VOCAB}
+    config = make_config(name, n_layers=len(pattern), pattern=pattern, **sizes)
+    return build(name, config, np.random.default_rng(0))
 
 
 def torch_model(kind: str, scan: str, context: int) -> "Griffin":

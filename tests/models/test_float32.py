@@ -1,4 +1,4 @@
-"""A float32 model computes in float32 throughout: float64 would be right too, and several times slower without a sign."""
+"""A float32 model computes in float32 throughout: float64 would be right too, but several times slower."""
 
 import numpy as np
 

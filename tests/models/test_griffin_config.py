@@ -55,7 +55,8 @@ def test_decay_init(tiny, kind, power):
     assert 0.0 <= share.min() < 0.001 and 0.999 < share.max() <= 1.0
     counts, _ = np.histogram(share, bins=10, range=(0.0, 1.0))
     assert np.abs(counts - 2000).max() < 250  # 6 standard deviations
-    lam = tiny("hawk", d_rnn=3000, gate_blocks=100, decay_init=kind).blocks[0].mixer.lam.data  # and the model asks for it
+    model = tiny("hawk", d_rnn=3000, gate_blocks=100, decay_init=kind)  # which asks for the kind of its config
+    lam = model.blocks[0].mixer.lam.data
     assert (1.0 / (1.0 + np.exp(lam))).min() ** power == pytest.approx(low, abs=0.001)
 
 
@@ -65,7 +66,8 @@ def test_initial_variances(gate_init):
     config = make_config("griffin", gate_init=gate_init, conv_width=50, **sizes)
     expected = {
         "embedding": 1 / 96, "branch.w": 1 / 96, "mixer.gate.w": 1 / 96,
-        "q.w": 1 / 96, "k.w": 1 / 96, "v.w": 1 / 96, "conv_w": 0.01 / 50, "w_a": 1 / 40, "w_x": 1 / 40, "mlp.gate.w": 1 / 96, "mlp.up.w": 1 / 96,
+        "q.w": 1 / 96, "k.w": 1 / 96, "v.w": 1 / 96, "conv_w": 0.01 / 50,
+        "w_a": 1 / 40, "w_x": 1 / 40, "mlp.gate.w": 1 / 96, "mlp.up.w": 1 / 96,
         "mlp.down.w": 2 / 5 / 192, "blocks.2.mixer.out.w": 2 / 5 / 96,
     }  # fmt: skip
     expected |= {f"blocks.{i}.mixer.out.w": 2 / 5 / 160 for i in (0, 1, 3, 4)}

@@ -79,6 +79,7 @@ def test_appending_seldom_copies():
     assert moves <= 9 and cache.keys.shape[1] == 1000  # it doubles
     cache, moves = appended(1000, 50)
     assert moves <= 1000 / 50 + 6 and cache.keys.shape[1] == 50
+    assert appended(1000, 3)[1] <= 1000 / 29 + 1  # a short window has room for more than its own length
 
 
 def test_with_a_limit_the_buffer_stays_small():

@@ -191,6 +191,7 @@ def test_inputs_and_cotangents_are_not_modified(sizes):
 def test_h_last_is_a_copy():
     h, h_last = rglru(*draw(8, 2, 7, 5))
     assert (h[:, -1] == h_last).all() and not np.shares_memory(h, h_last)
+    assert h_last.base is None  # nor a view that keeps the buffer of a tile alive
 
 
 def test_sixteen_bytes_per_element_are_kept():

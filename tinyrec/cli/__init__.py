@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 
-from tinyrec.cli.parser import Mistake, Parser, did_you_mean
+from .parser import Mistake, Parser, did_you_mean
 
 COMMANDS = {
     "train": "train a model on text or on a synthetic task",

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tinyrec.cli.parser import Mistake, Parser
+from .parser import Mistake, Parser
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyrec.cli.parser import Mistake, Parser, did_you_mean
-from tinyrec.inspect import Row, run_checks
-from tinyrec.models import MODELS, build, make_config
-from tinyrec.nn import parameters
-from tinyrec.tape import OPS, no_grad
-from tinyrec.walk import grad
+from ..inspect import Row, run_checks
+from ..models import MODELS, build, make_config
+from ..nn import parameters
+from ..tape import OPS, no_grad
+from ..walk import grad
+from .parser import Mistake, Parser, did_you_mean
 
 USAGE = "[NAME] [options]"
 STEP, TOLERANCE = 1e-4, 1e-7

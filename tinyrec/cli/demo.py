@@ -10,8 +10,8 @@ import importlib
 import shlex
 from pathlib import Path
 
-from tinyrec.cli.parser import Parser
-from tinyrec.cli.runs import RunFolder
+from .parser import Parser
+from .runs import RunFolder
 
 USAGE = "[options]"
 

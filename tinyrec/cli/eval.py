@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tinyrec.cli.console import thousands
-from tinyrec.cli.models import load_model
-from tinyrec.cli.parser import Mistake, Parser, as_mistake
-from tinyrec.cli.runs import RunFolder
-from tinyrec.data import Batches, encode, load_text, split_text
-from tinyrec.nn import count
-from tinyrec.train import Batch, Options, parse_task, scores, streams
+from ..data import Batches, encode, load_text, split_text
+from ..nn import count
+from ..train import Batch, Options, parse_task, scores, streams
+from .console import thousands
+from .models import load_model
+from .parser import Mistake, Parser, as_mistake
+from .runs import RunFolder
 
 USAGE = "RUN [options]"
 

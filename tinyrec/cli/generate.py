@@ -12,12 +12,12 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from tinyrec.cli.models import load_model
-from tinyrec.cli.parser import Mistake, Parser, as_mistake
-from tinyrec.cli.runs import RunFolder
-from tinyrec.data import encode
-from tinyrec.generate import generate, stream_text
-from tinyrec.train import streams
+from ..data import encode
+from ..generate import generate, stream_text
+from ..train import streams
+from .models import load_model
+from .parser import Mistake, Parser, as_mistake
+from .runs import RunFolder
 
 USAGE = "RUN [options]"
 

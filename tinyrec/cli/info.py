@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from tinyrec.cli.console import thousands
-from tinyrec.cli.models import check_model, load_model, model_config
-from tinyrec.cli.parser import Parser, preset_names
-from tinyrec.cli.runs import RunFolder
-from tinyrec.data import SOURCES, TASKS, VOCAB_SIZE
-from tinyrec.generate import state_bytes
-from tinyrec.models import MODELS, build
-from tinyrec.nn import count, parameters
-from tinyrec.parallel import loss_and_grads
-from tinyrec.tape import no_grad
+from ..data import SOURCES, TASKS, VOCAB_SIZE
+from ..generate import state_bytes
+from ..models import MODELS, build
+from ..nn import count, parameters
+from ..parallel import loss_and_grads
+from ..tape import no_grad
+from .console import thousands
+from .models import check_model, load_model, model_config
+from .parser import Parser, preset_names
+from .runs import RunFolder
 
 BIGGEST = 2e8  # parameters that are still built to be counted
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyrec import checkpoint
-from tinyrec.checkpoint import CheckpointError
-from tinyrec.cli.parser import Mistake, as_mistake, did_you_mean
-from tinyrec.models import MODELS, build, make_config
-from tinyrec.train import Options, State, start
+from .. import checkpoint
+from ..checkpoint import CheckpointError
+from ..models import MODELS, build, make_config
+from ..train import Options, State, start
+from .parser import Mistake, as_mistake, did_you_mean
 
 
 def check_model(name: str | None) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyrec.cli.parser import Mistake, Parser
-from tinyrec.cli.runs import RunFolder, best_two
-from tinyrec.train import Options, parse_task
+from ..train import Options, parse_task
+from .parser import Mistake, Parser
+from .runs import RunFolder, best_two
 
 USAGE = "RUN [options]"
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyrec import checkpoint
-from tinyrec.backend import to_cpu
-from tinyrec.checkpoint import CheckpointError
-from tinyrec.cli.parser import Mistake, as_mistake
-from tinyrec.data import anchors, best
-from tinyrec.models import MODELS
-from tinyrec.nn import parameters
-from tinyrec.train import Options, Source, State, TextSource
+from .. import checkpoint
+from ..backend import to_cpu
+from ..checkpoint import CheckpointError
+from ..data import anchors, best
+from ..models import MODELS
+from ..nn import parameters
+from ..train import Options, Source, State, TextSource
+from .parser import Mistake, as_mistake
 
 
 class RunFolder:

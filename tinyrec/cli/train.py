@@ -22,15 +22,15 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from tinyrec.backend import NoGPUError, import_cupy
-from tinyrec.cli.console import Table, screen, thousands
-from tinyrec.cli.models import check_model, load_state, model_config
-from tinyrec.cli.parser import Mistake, Parser, add_options, as_mistake, given_options, load_preset, program
-from tinyrec.cli.runs import RunFolder, checksum
-from tinyrec.data import VOCAB_SIZE
-from tinyrec.models import MODELS
-from tinyrec.nn import count
-from tinyrec.train import Options, Source, State, TaskSource, TrainingError, open_source, start, train
+from ..backend import NoGPUError, import_cupy, keep_freed_memory
+from ..data import VOCAB_SIZE
+from ..models import MODELS
+from ..nn import count
+from ..train import Options, Source, State, TaskSource, TrainingError, open_source, start, train
+from .console import Table, screen, thousands
+from .models import check_model, load_state, model_config
+from .parser import Mistake, Parser, add_options, as_mistake, given_options, load_preset, program
+from .runs import RunFolder, checksum
 
 Start = tuple[RunFolder, State, Options, Source]
 
@@ -50,6 +50,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    keep_freed_memory()
     folder, state, options, source = _resume(arguments) if arguments.resume else _begin(arguments)
     anchors = _introduce(folder, state, options, source)
     return _loop(folder, state, options, source, anchors)

@@ -19,18 +19,19 @@ class GriffinConfig:
     n_heads: int = 4  # query heads, each D / n_heads wide, sharing one key/value head; [P] 128 wide, RecurrentGemma 256
     gate_blocks: int = 4  # diagonal blocks of the two RG-LRU gates; [P] 16, [C] one per head
     mlp_expansion: int = 3  # M, width of the gated MLP over D
-    window: int = 32  # W: past tokens that local attention sees, plus itself; [P] 1024, RecurrentGemma 2048
+    window: int = 32  # W: past tokens that local attention sees besides itself; [P] 1024, RecurrentGemma 2048
     conv_width: int = 4
-    embed_scale: bool = False  # multiply embeddings by sqrt(D) rounded to bfloat16: [P] not mentioned, RecurrentGemma yes
+    embed_scale: bool = False  # embeddings times sqrt(D) rounded to bfloat16: [P] not mentioned, RecurrentGemma yes
     logit_cap: float = 0.0  # cap * tanh(logits / cap), 0 for none: [P] none, RecurrentGemma 30
-    decay_init: str = "code"  # [C] a = sqrt(U), U in (0.9^2, 0.999^2); "paper": a^8 uniform in (0.9, 0.999), longer memory
+    decay_init: str = "code"  # [C] a = sqrt(U), U in (0.9^2, 0.999^2); "paper": a^8 uniform in (0.9, 0.999), longer
     gate_init: str = "torch"  # gates and MLP inputs: "torch" N(0, 1 / fan-in); "jax" also divides by the leading axis
     reset: bool = True  # [C] at a document start the state is dropped and the input unscaled (m = 1); [P] not mentioned
     rope_fraction: float = 0.5  # [C] the first half of every head is rotated; [P] says only "RoPE"
     rope_base: float = 10000.0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_layers", "d_rnn", "n_heads", "gate_blocks", "mlp_expansion", "conv_width"):
+        sizes = "vocab_size d_model n_layers d_rnn n_heads gate_blocks mlp_expansion conv_width".split()
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         wrong = [kind for kind in self.pattern if kind not in KINDS]
@@ -41,7 +42,8 @@ class GriffinConfig:
         if self.d_rnn % self.gate_blocks:
             raise ValueError(f"d_rnn {self.d_rnn} must be a multiple of gate_blocks {self.gate_blocks}")
         if not 0 <= self.rope_fraction <= 1 or self.rotated % 2:
-            raise ValueError(f"rope_fraction {self.rope_fraction} must rotate an even part of a head of {self.head_width}")
+            head = f"a head of {self.head_width}"
+            raise ValueError(f"rope_fraction {self.rope_fraction} must rotate an even part of {head}")
         if self.window < 0 or self.logit_cap < 0:
             raise ValueError(f"window and logit_cap must not be negative, got {self.window} and {self.logit_cap}")
         for name, known in (("decay_init", ("code", "paper")), ("gate_init", ("torch", "jax"))):

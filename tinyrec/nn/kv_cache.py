@@ -39,11 +39,11 @@ class KVCache:
             self._buffer.values[:, self._stop : stop] = values
             new._buffer, new._start, new._stop = self._buffer, start, stop
         else:
-            concat = get_xp(keys).concatenate
-            skip = min(start, self._stop)
-            recent = [concat([old[:, skip : self._stop], now], axis=1)[:, start - skip :] for old, now in
-                      ((self._buffer.keys, keys), (self._buffer.values, values))]
-            new._buffer, new._start, new._stop = _Buffer(*recent, room=2), 0, stop - start
+            recent = [
+                get_xp(now).concatenate([old, now], axis=1)[:, start - stop :]
+                for old, now in ((self.keys, keys), (self.values, values))
+            ]
+            new._buffer, new._start, new._stop = _Buffer(recent[0], recent[1], room=2), 0, stop - start
         new._buffer.used = new._stop
         return new
 

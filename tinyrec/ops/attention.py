@@ -67,7 +67,7 @@ def _scores(qc, kc, hidden):
 def attention(q, k, v, *, reach=None):
     """out (B, T, H, K) = softmax(q k^T / sqrt(K)) v over the visible keys.
 
-    q (B, T, H, K); k, v (B, S, Hkv, K) with S >= T: the last T keys belong to the queries, those before them are carried;
+    q (B, T, H, K); k, v (B, S, Hkv, K) with S >= T: the last T keys belong to the queries, those before are carried.
     H is a multiple of Hkv (1 = multi-query). reach (B, T) integers >= 0, or None for all that came before.
     """
     xp = get_xp(q)

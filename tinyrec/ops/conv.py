@@ -8,7 +8,7 @@ from .shape import concat, getitem
 
 
 def naive(x, w, b, state, *, positions=None):
-    """The definition, one op at a time: u_t = b + sum_j w[W-1-j] x_{t-j}; see `causal_conv`. Slow; differentiable twice."""
+    """The definition, one op at a time: u_t = b + sum_j w[W-1-j] x_{t-j}; shapes as in `causal_conv`. Slow."""
     taps, time = w.shape[0], x.shape[1]
     padded = concat(state, x, axis=1)  # (B, W-1+T, E): the input at time t - j stands at W-1 + t - j
     u = b
@@ -24,7 +24,7 @@ def naive(x, w, b, state, *, positions=None):
 def causal_conv(x, w, b, state, *, positions=None):
     """u (B, T, E), new state (B, W-1, E) of x (B, T, E), taps w (W, E), bias b (E,), state (B, W-1, E).
 
-    u_t = b + sum_{j<W} w[W-1-j] x_{t-j}, so w[W-1] meets the present; times before 0 are read from `state`, oldest first.
+    u_t = b + sum_{j<W} w[W-1-j] x_{t-j}, so w[W-1] meets the present; times before 0 are in `state`, oldest first.
     positions (B, T): places inside the document; an input from before the document's start does not count.
     """
     xp = get_xp(x)

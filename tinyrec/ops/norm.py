@@ -11,7 +11,7 @@ from .reduce import mean
 
 @op
 def inner(a, b):
-    """sum over the last axis of a b, kept as an axis of 1: (..., D), (..., D) -> (..., 1), without the product array."""
+    """sum of a b over the last axis, which stays with size 1: (..., D), (..., D) -> (..., 1); no product array."""
     if a.shape != b.shape:
         raise ValueError("a and b must have one shape")
     return get_xp(a, b).vecdot(a, b)[..., None], (a, b)

@@ -7,7 +7,7 @@ from ..tape import op
 
 
 def rope_tables(positions, rotated: int, base: float = 10000.0, dtype="float32"):
-    """cos, sin (..., rotated / 2) of position * base^(-2j / rotated), for integer positions (...); computed in float64."""
+    """cos, sin (..., rotated / 2) of position * base^(-2j / rotated), positions (...) whole; worked out in float64."""
     xp = get_xp(positions)
     if rotated % 2:
         raise ValueError(f"rope rotates pairs of features, so their number must be even, got {rotated}")
@@ -20,8 +20,8 @@ def rope_tables(positions, rotated: int, base: float = 10000.0, dtype="float32")
 def rope(x, cos, sin, *, pairing: str = "half"):
     """Rotate the first R features of each head; the others pass through (partial rotation).
 
-    x (B, T, H, K); cos, sin (B or 1, T, R / 2), constants. pairing "half" turns (x_j, x_{j + R/2}), as RecurrentGemma and
-    Llama do; "adjacent" turns (x_{2j}, x_{2j+1}), as in the paper.
+    x (B, T, H, K); cos, sin (B or 1, T, R / 2), constants. pairing "half" turns (x_j, x_{j + R/2}), as RecurrentGemma
+    and Llama do; "adjacent" turns (x_{2j}, x_{2j+1}), as in the paper.
     """
     r = 2 * cos.shape[-1]
     if pairing not in ("half", "adjacent") or r > x.shape[-1]:

@@ -5,6 +5,7 @@ A gradient of a move is the move back: broadcast <-> sum, getitem <-> scatter, c
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from ..backend import get_xp
@@ -123,7 +124,7 @@ def concat_vjp(g, sizes, axis):
     starts = [0]
     for n in sizes:
         starts.append(starts[-1] + n)
-    return tuple(getitem(g, index=_along(axis, g.ndim, a, b)) for a, b in zip(starts, starts[1:], strict=False))
+    return tuple(getitem(g, index=_along(axis, g.ndim, a, b)) for a, b in pairwise(starts))
 
 
 @op
@@ -145,7 +146,7 @@ def split(x, *, sizes: Shape, axis: int = -1):
         stops.append(stops[-1] + n)
     if stops[-1] != x.shape[axis]:
         raise ValueError(f"sizes {tuple(sizes)} add up to {stops[-1]}, axis {axis} of x has {x.shape[axis]}")
-    pieces = tuple(x[_along(axis, x.ndim, a, b)] for a, b in zip(stops, stops[1:], strict=False))
+    pieces = tuple(x[_along(axis, x.ndim, a, b)] for a, b in pairwise(stops))
     return pieces, (x.shape, tuple(sizes), axis)
 
 

@@ -1,7 +1,7 @@
 """RG-LRU, the real-gated linear recurrent unit of Hawk and Griffin (De et al. 2024, section 2.4).
 
-Equation numbers are those of docs/recurrences/rglru.md. Per channel: a decay a_t in (0, 1), set by the recurrence gate r_t
-and a learned lam, and a gated input whose scale sqrt(1 - a_t^2) keeps the state's variance at that of the input.
+Equation numbers are those of docs/recurrences/rglru.md. Per channel: a decay a_t in (0, 1), set by the recurrence gate
+r_t and a learned lam, and a gated input whose scale sqrt(1 - a_t^2) keeps the state's variance at that of the input.
 
     r = sigmoid(zr), i = sigmoid(zi)                            (2)   zr, zi: block-diagonal products of u, outside (1)
     a = exp(-c softplus(lam) r), q = 1 - a^2, m = sqrt(q)       (3) (4) (5)
@@ -53,7 +53,8 @@ def _time_major(x, tile: slice):
 def _decay(r, slope, starts) -> tuple:
     """a and m = sqrt(1 - a^2) of (3) to (6); r (t, B, E), slope (E,) = -c softplus(lam), starts (t, B) or None.
 
-    With th = tanh(-log a), 1 - a^2 = -expm1(2 log a) = 2 th / (1 + th): as exact as expm1 as a -> 1, and faster.
+    With th = tanh(-log a), 1 - a^2 = -expm1(2 log a) = 2 th / (1 + th): as exact as expm1 as a -> 1, and much faster in
+    float32.
     """
     xp = get_xp(r)
     log_a = r * slope  # (3)

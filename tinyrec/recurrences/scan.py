@@ -43,8 +43,8 @@ def scan(a, b, h_init):
 
 @scan.vjp
 def scan_vjp(gs, a, h, h_init):
-    dh, dh_last = gs
-    delta, dh_init = adjoint_scan(a, *_filled(dh, dh_last, a, h_init))  # (3) (4) (7)
+    dh, dh_last = _filled(gs, a)
+    delta, dh_init = adjoint_scan(a, dh, dh_last)  # (3) (4) (7)
     da = times_previous(delta, h, h_init)  # (6)
     return da, delta, dh_init  # (5)
 
@@ -53,8 +53,8 @@ def scan_vjp(gs, a, h, h_init):
 def adjoint_scan(a, g, g_last):
     """The scan backwards in time: delta_t = g_t + a_{t+1} delta_{t+1}, starting with delta_{T-1} = g_{T-1} + g_last.
 
-    a, g (T, ...), g_last (...) -> delta (T, ...), first (...) = a_0 delta_0. It is the transpose of `scan` in (b, h_init),
-    so each of the two is the vjp of the other, to any order.
+    a, g (T, ...), g_last (...) -> delta (T, ...), first (...) = a_0 delta_0. It is the transpose of `scan` in
+    (b, h_init), so each of the two is the vjp of the other, to any order.
     """
     _check(a, g, g_last)
     delta = get_xp(a).empty_like(g)
@@ -63,10 +63,9 @@ def adjoint_scan(a, g, g_last):
 
 @adjoint_scan.vjp
 def adjoint_scan_vjp(gs, a, delta):
-    some = gs[0] if gs[0] is not None else gs[1]
-    mu, mu_init = _filled(*gs, a, some if gs[1] is not None else getitem(some, index=0))
-    eta, eta_last = scan(a, mu, mu_init)
-    return times_previous(delta, eta, mu_init), eta, eta_last
+    mu, mu_init = _filled(gs, a)
+    eta, eta_last = scan(a, mu, mu_init)  # (12)
+    return times_previous(delta, eta, mu_init), eta, eta_last  # (14) (13)
 
 
 @op
@@ -93,11 +92,10 @@ def _check(a, b, h_init) -> None:
         raise ValueError("expected two arrays (T, ...) of one shape with T >= 1, and a state of their shape (...)")
 
 
-def _filled(g, g_last, a, h_init) -> tuple:
-    """The cotangents of (h, h_last) with None replaced by zeros."""
-    xp = get_xp(array_of(a))
-    g = xp.zeros(a.shape, a.dtype) if g is None else g
-    return g, xp.zeros(h_init.shape, h_init.dtype) if g_last is None else g_last
+def _filled(gs, a) -> tuple:
+    """The cotangents of the outputs (T, ...) and (...), with None replaced by zeros; a (T, ...)."""
+    zeros = get_xp(array_of(a)).zeros
+    return tuple(zeros(shape, a.dtype) if g is None else g for g, shape in zip(gs, (a.shape, a.shape[1:]), strict=True))
 
 
 def scan_into(a, b, h_init, h) -> None:
@@ -107,10 +105,10 @@ def scan_into(a, b, h_init, h) -> None:
         return scan_into(a[:, None], b[:, None], h_init.reshape(1), h[:, None])
     if math.prod(a.shape[1:]) < SHORT_ROW and len(a) >= 4 * CHUNK:
         return _two_level(a, b, h_init, h)
-    previous = h_init
+    multiply, add, previous = xp.multiply, xp.add, h_init
     for at, bt, ht in zip(a, b, h, strict=True):
-        xp.multiply(at, previous, out=ht)
-        xp.add(ht, bt, out=ht)
+        multiply(at, previous, ht)  # the last argument is the result
+        add(ht, bt, ht)
         previous = ht
     return None
 
@@ -128,10 +126,10 @@ def adjoint_into(a, g, g_last, delta):
         shifted = xp.concatenate([xp.ones_like(a[:1]), a[:0:-1]])
         _two_level(shifted, g[::-1], g_last, delta[::-1])
         return a[0] * delta[0]
-    carry = g_last.copy()
+    multiply, add, carry = xp.multiply, xp.add, g_last.copy()
     for at, gt, dt in zip(a[::-1], g[::-1], delta[::-1], strict=True):
-        xp.add(gt, carry, out=dt)
-        xp.multiply(at, dt, out=carry)
+        add(gt, carry, dt)
+        multiply(at, dt, carry)
     return carry
 
 
