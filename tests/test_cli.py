@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tinyrec import checkpoint, cli
-from tinyrec.cli.check import check_model
 from tinyrec.cli.console import Table, clock
 from tinyrec.cli.eval import ranges
 from tinyrec.cli.parser import PRESETS, toml_value
 from tinyrec.cli.plot import smoothed
+from tinyrec.inspect import check_model
 from tinyrec.models import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -415,9 +415,9 @@ def test_toml_value_reads_what_a_preset_reads():
     assert [toml_value(text) for text in texts] == [3, 1e-3, True, ["a", "b"], "code"]
 
 
-def test_smoothed_looks_back_a_twentieth():
-    assert smoothed([4.0, 2.0]).tolist() == [4.0, 2.0]
-    assert smoothed([4.0, 2.0] * 20).tolist() == [4.0] + [3.0] * 39
+def test_smoothed_is_the_mean_of_a_twentieth_around():
+    assert smoothed([4.0, 2.0]).tolist() == [3.0, 3.0]
+    assert smoothed([6.0, 3.0, 0.0] * 14).tolist()[:4] == [4.5, 3.0, 3.0, 3.0]
 
 
 def test_ranges_double_and_cover_the_window():

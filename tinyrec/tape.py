@@ -124,7 +124,7 @@ class Tensor:
         return to_cpu(self.data)
 
     def item(self) -> float:
-        return float(self.data)
+        return float(self.data.item())
 
     def __len__(self) -> int:
         return len(self.data)

@@ -79,6 +79,19 @@ def test_gradients_cross_a_cut_in_a_model_without_attention(tiny):
         assert_close(a, b, 1e-12)
 
 
+def test_a_recorded_step_has_the_gradients_of_its_own_token(tiny):
+    model = tiny("transformer", n_layers=1)
+    with no_grad():
+        _, state = model.prefill(draw_tokens(4, 2, 5), model.initial_state(2))
+    for key in ("blocks.0.mixer.q.w", "blocks.0.mixer.k.w", "blocks.0.mixer.v.w", "embedding"):
+
+        def step(w, key=key):
+            place(model, key, w)
+            return model.step(np.array([3, 7]), state)[0]
+
+        gradcheck(step, dict(parameters(model))[key].data, name=key)
+
+
 # --- parallel == prefill + steps --------------------------------------------------------------------------------------
 
 

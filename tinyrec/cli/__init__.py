@@ -11,7 +11,8 @@ import importlib
 import os
 import sys
 
-from .parser import Mistake, Parser, did_you_mean
+from ..suggest import did_you_mean
+from .parser import Mistake, Parser
 
 COMMANDS = {
     "train": "train a model on text or on a synthetic task",

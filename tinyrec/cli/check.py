@@ -12,20 +12,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
-
-from ..inspect import Row, run_checks
-from ..models import MODELS, build, make_config
-from ..nn import parameters
-from ..tape import OPS, no_grad
-from ..walk import grad
-from .parser import Mistake, Parser, did_you_mean
+from ..inspect import Row, check_model, run_checks
+from ..models import MODELS
+from ..suggest import did_you_mean
+from ..tape import OPS
+from .parser import Mistake, Parser
 
 USAGE = "[NAME] [options]"
-STEP, TOLERANCE = 1e-4, 1e-7
-STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))  # of f'(0), with an error of order STEP^4
 
 
 def add_arguments(parser: Parser) -> None:
@@ -52,39 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _rows(name: str) -> Iterator[Row]:
     yield from run_checks(name)
     yield from (check_model(model) for model in MODELS if name in model)
-
-
-def check_model(name: str) -> Row:
-    """The gradient of <v, logits> by every parameter, each along a random direction u of its own.
-
-    v (B, T, V) random: the sum of the logits (v = 1) would hide errors that cancel.
-    """
-    rng = np.random.default_rng(0)
-    model = build(name, make_config(name, vocab_size=11), rng, np.float64)
-    tokens, v = rng.integers(0, 11, (2, 7)), rng.standard_normal((2, 7, 11))
-    names, tensors = zip(*parameters(model), strict=True)
-    gradients = grad(model(tokens), tensors, v)
-    worst, where = 0.0, ""
-    for parameter, tensor, gradient in zip(names, tensors, gradients, strict=True):
-        u = rng.standard_normal(tensor.shape)
-        slope = _slope(model, tokens, v, tensor, u)
-        size = max(float(np.linalg.norm(gradient)), abs(slope), 1e-12)  # u is normal, so slope is about |gradient|
-        error = abs(slope - float((gradient * u).sum())) / size
-        if not error <= worst:
-            worst, where = error, parameter
-    ok = worst <= TOLERANCE
-    return Row(name, "model", worst, None, f"{len(names)} parameters, worst {where}", ok)
-
-
-@no_grad()
-def _slope(model: Any, tokens: np.ndarray, v: np.ndarray, tensor: Any, u: np.ndarray) -> float:
-    """d <v, logits> / dt along tensor + t u, by central differences."""
-    before, slope = tensor.data.copy(), 0.0
-    for steps, weight in STENCIL:
-        tensor.data[...] = before + steps * STEP * u
-        slope += weight * float((v * model(tokens).data).sum()) / STEP
-    tensor.data[...] = before
-    return slope
 
 
 def short(name: str) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 from .. import checkpoint
 from ..checkpoint import CheckpointError
 from ..models import MODELS, build, make_config
+from ..suggest import did_you_mean
 from ..train import Options, State, start
-from .parser import Mistake, as_mistake, did_you_mean
+from .parser import Mistake, as_mistake
 
 
 def check_model(name: str | None) -> None:
@@ -40,15 +41,10 @@ def model_config(name: str, given: dict[str, Any], vocab_size: int) -> Any:
         return make_config(name, preset, vocab_size=vocab_size, **options)
 
 
-def saved_config(saved: checkpoint.Run) -> Any:
-    """The config as it was; JSON has made lists of its tuples."""
-    return MODELS[saved.name].config(**{key: tuple(v) if isinstance(v, list) else v for key, v in saved.config.items()})
-
-
 def load_model(saved: checkpoint.Run) -> Any:
     """The model of a checkpoint."""
     with as_mistake(CheckpointError, ValueError, TypeError):
-        model = build(saved.name, saved_config(saved), np.random.default_rng(0), saved.dtype)
+        model = build(saved.name, MODELS[saved.name].config(**saved.config), np.random.default_rng(0), saved.dtype)
         checkpoint.restore(model, saved.parameters)
     return model
 
@@ -56,7 +52,7 @@ def load_model(saved: checkpoint.Run) -> Any:
 def load_state(saved: checkpoint.Run, options: Options) -> State:
     """What training goes on with."""
     with as_mistake(CheckpointError, ValueError, TypeError):
-        state = start(saved.name, saved_config(saved), options)
+        state = start(saved.name, MODELS[saved.name].config(**saved.config), options)
         checkpoint.restore(state.model, saved.parameters)
         if saved.optimizer is None or saved.rng is None:
             raise CheckpointError("this checkpoint holds a model only; training cannot go on from it")

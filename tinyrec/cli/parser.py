@@ -6,7 +6,6 @@ A value comes from the last of these that has it: the dataclass's default, the p
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import shutil
@@ -17,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
+
+from ..suggest import did_you_mean
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -36,11 +37,6 @@ def as_mistake(*errors: type[Exception], status: int = 2) -> Iterator[None]:
         yield
     except errors as error:
         raise Mistake(str(error), status) from error
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def program() -> str:

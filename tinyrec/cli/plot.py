@@ -36,13 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
+    # The first twentieth of a run falls from 8 bits and would flatten all the rest, so it may leave the picture.
     axes.plot(steps, bits, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(steps, smoothed(bits), color="tab:blue", label="train, running mean")
     held_out = [r["valid_bits"] for r in checks]
     axes.plot([r["step"] for r in checks], held_out, "o-", color="tab:orange", label="held out")
     for (name, value), style in zip(_anchors(folder, options).items(), ("--", ":"), strict=False):
         axes.axhline(value, color="black", linestyle=style, linewidth=1, label=f"{name} {value:.3f}")
-    axes.set(xlabel="step", ylabel=f"bits per {'token' if options.task else 'byte'}", ylim=(0, None))
+    axes.set(xlabel="step", ylabel=f"bits per {'token' if options.task else 'byte'}")
+    axes.set_ylim(0, 1.25 * max(bits[len(bits) // 20 :]))
     axes.set_title(f"{saved.name} on {options.task or Path(options.data).name}")
     axes.legend(frameon=False)
     out = arguments.out or folder.path / "loss.png"
@@ -62,6 +64,6 @@ def _anchors(folder: RunFolder, options: Options) -> dict[str, float]:
 
 
 def smoothed(values: list[float]) -> np.ndarray:
-    """The mean of each value and those before it, as far back as a twentieth of the run."""
-    window = max(1, len(values) // 20)
-    return np.array([np.mean(values[max(0, i - window) : i]) for i in range(1, len(values) + 1)])
+    """The mean over a window of a twentieth of the run around each value; at the ends, over what there is of it."""
+    half = max(1, len(values) // 40)
+    return np.array([np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])

@@ -14,8 +14,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from ..suggest import did_you_mean
 from .batches import IGNORE_INDEX
-from .errors import DataError, did_you_mean
+from .errors import DataError
 
 Ints = npt.NDArray[np.int64]
 

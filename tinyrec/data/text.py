@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .errors import DataError, did_you_mean
+from ..suggest import did_you_mean
+from .errors import DataError
 from .shakespeare import shakespeare_plays
 from .stdlib_docs import stdlib_docs
 

@@ -1,4 +1,4 @@
-"""Check the gradient of every op in the table of cases: what `tinyrec check` prints and the tests assert."""
+"""Check the gradient of every op in the table of cases, and of whole models: what `tinyrec check` prints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..check import GradcheckError, assert_close, gradcheck
-from ..tape import Op, SecondOrderError, Tensor
+from ..check import STENCIL, GradcheckError, assert_close, gradcheck
+from ..models import build, make_config
+from ..nn import parameters
+from ..tape import Op, SecondOrderError, Tensor, no_grad
 from ..walk import grad, is_float
 from .cases import Case, cases
+
+MODEL_STEP = 1e-4  # through a whole network a larger step shows the error of the stencil, of order step^4
 
 
 class Row(NamedTuple):
@@ -86,3 +90,36 @@ def _expect_refusal(case: Case, call: Callable, op: Op) -> None:
         if f"{op.twin.__module__}.{op.twin.__name__}" in str(error):
             return
     raise GradcheckError(f"op '{op.name}' is fused, and did not refuse its second derivative with the name of its twin")
+
+
+def check_model(name: str, tol: float = 1e-7) -> Row:
+    """The gradient of <v, logits> by every parameter, each along a random direction u of its own.
+
+    v (B, T, V) random: the sum of the logits (v = 1) would hide errors that cancel.
+    """
+    rng = np.random.default_rng(0)
+    model = build(name, make_config(name, vocab_size=11), rng, np.float64)
+    tokens, v = rng.integers(0, 11, (2, 7)), rng.standard_normal((2, 7, 11))
+    names, tensors = zip(*parameters(model), strict=True)
+    gradients = grad(model(tokens), tensors, v)
+    worst, where = 0.0, ""
+    for parameter, tensor, gradient in zip(names, tensors, gradients, strict=True):
+        u = rng.standard_normal(tensor.shape)
+        slope = _slope(model, tokens, v, tensor, u)
+        size = max(float(np.linalg.norm(gradient)), abs(slope), 1e-12)  # u is normal, so slope is about |gradient|
+        error = abs(slope - float((gradient * u).sum())) / size
+        if not error <= worst:
+            worst, where = error, parameter
+    return Row(name, "model", worst, None, f"{len(names)} parameters, worst {where}", worst <= tol)
+
+
+@no_grad()
+def _slope(model: Any, tokens: np.ndarray, v: np.ndarray, tensor: Any, u: np.ndarray) -> float:
+    """d <v, logits> / dt along tensor + t u, by central differences."""
+    before, slope = tensor.data.copy(), 0.0
+    for steps, weight in STENCIL:
+        for sign in (1, -1):
+            tensor.data[...] = before + sign * steps * MODEL_STEP * u
+            slope += sign * weight * float((v * model(tokens).data).sum()) / MODEL_STEP
+    tensor.data[...] = before
+    return slope

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from ..backend import to_cpu
 from ..models import build, entry
 from ..nn import parameters
+from ..suggest import check_known
 from .griffin import GRIFFIN, RECURRENTGEMMA_HF
 from .rules import Family
 
@@ -22,7 +22,7 @@ def from_official(family: str, arrays: Mapping[str, np.ndarray], config: Mapping
 
     Raises ValueError for an unknown family, and one that lists every unknown, missing or misshapen tensor.
     """
-    reader = _family(family)
+    reader = FAMILIES[check_known(family, FAMILIES, "family")]
     name, ours = reader.config(config)
     dtype = np.result_type(*arrays.values()) if arrays else "float32"
     model = build(name, ours, np.random.default_rng(0), dtype)
@@ -51,7 +51,7 @@ def to_official(model: Any, what: str = "data", family: str | None = None) -> di
     """
     if what not in ("data", "grad"):
         raise ValueError(f"what must be 'data' or 'grad', got {what!r}")
-    reader = _family(family or entry(model.name).family)
+    reader = FAMILIES[check_known(family or entry(model.name).family, FAMILIES, "family")]
     arrays = {}
     for name, tensor in parameters(model):
         array = tensor.data if what == "data" else tensor.grad
@@ -60,11 +60,3 @@ def to_official(model: Any, what: str = "data", family: str | None = None) -> di
         rule.official: np.ascontiguousarray(rule.to_official(*(arrays[n] for n in rule.ours)))
         for rule in reader.rules(model.config)
     }
-
-
-def _family(name: str) -> Family:
-    if name not in FAMILIES:
-        close = difflib.get_close_matches(name, FAMILIES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(FAMILIES)}"
-        raise ValueError(f"unknown family {name!r}; {hint}")
-    return FAMILIES[name]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from ..suggest import check_known
 from .griffin import Griffin
 from .griffin_config import GRIFFIN, HAWK, PRESETS, TRANSFORMER, GriffinConfig
 
@@ -29,16 +28,16 @@ MODELS: dict[str, Entry] = {
 
 def entry(name: str) -> Entry:
     """The model of that name. Raises ValueError, with a suggestion, for an unknown one."""
-    return MODELS[_known(name, MODELS, "model")]
+    return MODELS[check_known(name, MODELS, "model")]
 
 
 def make_config(name: str, preset: str = "tiny", **overrides: Any) -> Any:
     """The config of model `name` with a preset's values and then `overrides`. Raises ValueError for unknown ones."""
     model = entry(name)
-    values = {**model.presets[_known(preset, model.presets, f"preset of {name}")], **model.fixed}
+    values = {**model.presets[check_known(preset, model.presets, f"preset of {name}")], **model.fixed}
     fields = [f.name for f in dataclasses.fields(model.config)]
     for option in overrides:
-        _known(option, fields, f"option of {name}")
+        check_known(option, fields, f"option of {name}")
     return model.config(**{**values, **overrides})
 
 
@@ -47,11 +46,3 @@ def build(name: str, config: Any, rng: Any, dtype: Any = "float32") -> Any:
     model = entry(name).model(config, rng, dtype)
     model.name = name
     return model
-
-
-def _known(word: str, words: Iterable[str], what: str) -> str:
-    if word not in words:
-        close = difflib.get_close_matches(word, words, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words)}"
-        raise ValueError(f"unknown {what} {word!r}; {hint}")
-    return word
