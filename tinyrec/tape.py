@@ -173,16 +173,12 @@ def _primitive(forward: Callable, twin: Callable | None = None, surrogate: str =
     @functools.wraps(forward)
     def call(*args: Any, **static: Any) -> Any:
         arrays: list = []
-        parents: list = []  # (node, output index) of each argument, None for a constant
         any_tensor = False
         for a in args:
             if type(a) is Tensor:
                 any_tensor = True
-                arrays.append(a.data)
-                parents.append(a.node and (a.node, a.index))
-            else:
-                arrays.append(a)
-                parents.append(None)
+                a = a.data
+            arrays.append(a)
         try:
             out, saved = forward(*arrays, **static)
         except (ValueError, TypeError, IndexError) as error:
@@ -193,9 +189,12 @@ def _primitive(forward: Callable, twin: Callable | None = None, surrogate: str =
             return out
         many = type(out) is tuple
         node = None
-        if mode.recording and any(parents):
-            outs = out if many else (out,)
-            node = Node(op, parents, saved, len(outs), (*map(id, arrays), *map(id, outs)), many)
+        if mode.recording:
+            # (node, output index) of each argument, None for a constant
+            parents = [a.node and (a.node, a.index) if type(a) is Tensor else None for a in args]
+            if any(parents):
+                outs = out if many else (out,)
+                node = Node(op, parents, saved, len(outs), (*map(id, arrays), *map(id, outs)), many)
         return tuple([make(o, node, i) for i, o in enumerate(out)]) if many else make(out, node, 0)
 
     def vjp(backward: Callable) -> Callable:

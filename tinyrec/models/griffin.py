@@ -32,7 +32,7 @@ from ..ops import (
     concat,
     embedding,
     gelu_gate,
-    matmul,
+    linear,
     reshape,
     rope,
     rope_tables,
@@ -58,6 +58,18 @@ class GriffinState(NamedTuple):
     layers: tuple
 
 
+class Places(NamedTuple):
+    """What every block must know of where the tokens stand, worked out once.
+
+    position (B, T) in the document; start (B, T) True where one begins, None if none does; cos, sin (B, T, R / 2) for RoPE, None where no block attends.
+    """
+
+    position: Any
+    start: Any
+    cos: Any
+    sin: Any
+
+
 class Griffin:
     """The language model, figure 2 (a)."""
 
@@ -70,7 +82,8 @@ class Griffin:
     def __call__(self, tokens: Any, positions: Any = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T). positions (B, T), for packed documents: 0 at the first token of each."""
         if positions is None:
-            positions = _positions(tokens)
+            xp = get_xp(tokens)
+            positions = xp.broadcast_to(xp.arange(tokens.shape[1]), tokens.shape)
         return self._run(tokens, positions, [None] * len(self.blocks))[0]
 
     def prefill(self, tokens: Any, state: GriffinState, positions: Any = None) -> tuple[Tensor, GriffinState]:
@@ -79,7 +92,7 @@ class Griffin:
         Gradients flow through the recurrent states, not through keys and values cached by an earlier call.
         """
         if positions is None:
-            positions = state.position[:, None] + _positions(tokens)
+            positions = state.position[:, None] + get_xp(tokens).arange(tokens.shape[1])
         logits, layers = self._run(tokens, positions, state.layers)
         return logits, GriffinState(positions[:, -1] + 1, tuple(layers))
 
@@ -95,18 +108,21 @@ class Griffin:
         return GriffinState(get_xp(like).zeros(batch, "int64"), layers)
 
     def _run(self, tokens: Any, positions: Any, states: Any) -> tuple[Tensor, list]:
+        config = self.config
         x = embedding(self.embedding, tokens)  # (B, T, D)
-        if self.config.embed_scale:
-            x = x * bfloat16(self.config.d_model**0.5)
+        if config.embed_scale:
+            x = x * bfloat16(config.d_model**0.5)
+        start, rotation = positions == 0, (None, None)
+        if config.kinds.count("recurrent") < config.n_layers:
+            rotation = rope_tables(positions, config.rotated, config.rope_base, x.dtype)
+        places = Places(positions, start if config.reset and start.any() else None, *rotation)
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):
-            x, state = block(x, positions, state)
+            x, state = block(x, places, state)
             new_states.append(state)
         x = self.final_norm(x)
-        d, v = self.config.d_model, self.config.vocab_size
-        logits = matmul(reshape(x, shape=(x.size // d, d)), transpose(self.embedding))  # tied, no bias
-        logits = reshape(logits, shape=(*tokens.shape, v))
-        return softcap(logits, cap=self.config.logit_cap) if self.config.logit_cap else logits, new_states
+        logits = linear(x, transpose(self.embedding))  # (B, T, V), tied, no bias
+        return softcap(logits, cap=config.logit_cap) if config.logit_cap else logits, new_states
 
 
 class ResidualBlock:
@@ -120,9 +136,9 @@ class ResidualBlock:
         in_scale = 0.5 if config.gate_init == "jax" else 1.0
         self.mlp = GatedMLP(d, config.mlp_expansion * d, rng, dtype, in_scale, out_scale=2 / config.n_layers)
 
-    def __call__(self, x: Tensor, positions: Any, state: Any) -> tuple[Tensor, Any]:
-        """x (B, T, D), positions (B, T) -> x (B, T, D), state of the mixer."""
-        mixed, state = self.mixer(self.mixer_norm(x), positions, state)
+    def __call__(self, x: Tensor, places: Places, state: Any) -> tuple[Tensor, Any]:
+        """x (B, T, D) -> x (B, T, D) and the state of the mixer."""
+        mixed, state = self.mixer(self.mixer_norm(x), places, state)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), state
 
@@ -133,7 +149,6 @@ class RecurrentMixer:
     def __init__(self, config: GriffinConfig, rng: Any, dtype: Any):
         d, e, n = config.d_model, config.d_rnn, config.gate_blocks
         fan_in = e if config.gate_init == "jax" else e // n
-        self.reset = config.reset
         self.branch = Linear(d, e, rng, dtype)  # linear_x of the code
         self.gate = Linear(d, e, rng, dtype)  # linear_y
         self.conv_w = normal(rng, (config.conv_width, e), (0.01 / config.conv_width) ** 0.5, dtype)
@@ -143,15 +158,15 @@ class RecurrentMixer:
         self.lam = Tensor(initial_lam(rng, e, config.decay_init).astype(dtype), requires_grad=True)
         self.out = Linear(e, d, rng, dtype, scale=2 / config.n_layers)
 
-    def __call__(self, x: Tensor, positions: Any, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
+    def __call__(self, x: Tensor, places: Places, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
         """x (B, T, D) -> (B, T, D) and the state after the last token."""
         if state is None:
-            state = self.initial_state(x.shape[0], x.data)
+            state = self.initial_state(x.shape[0], array_of(x))
         v = self.branch(x)  # (B, T, E)
-        u, conv = causal_conv(v, self.conv_w, self.conv_b, state.conv, positions=positions)
+        u, conv = causal_conv(v, self.conv_w, self.conv_b, state.conv, positions=places.position)
         zr = block_linear(u, self.w_a, self.b_a)
         zi = block_linear(u, self.w_x, self.b_x)
-        h, h_last = rglru(u, zr, zi, self.lam, state.h, starts=positions == 0 if self.reset else None)
+        h, h_last = rglru(u, zr, zi, self.lam, state.h, starts=places.start)
         return self.out(gelu_gate(self.gate(x), h)), RecurrentState(h_last, conv)
 
     def initial_state(self, batch: int, like: Any) -> RecurrentState:
@@ -167,23 +182,24 @@ class Attention:
 
     def __init__(self, kind: str, config: GriffinConfig, rng: Any, dtype: Any):
         d, k = config.d_model, config.head_width
-        self.heads, self.rotated, self.base = config.n_heads, config.rotated, config.rope_base
+        self.heads = config.n_heads
         self.window = config.window if kind == "local" else None
         self.q = Linear(d, d, rng, dtype, bias=False)
         self.k = Linear(d, k, rng, dtype, bias=False)
         self.v = Linear(d, k, rng, dtype, bias=False)
         self.out = Linear(d, d, rng, dtype, scale=2 / config.n_layers)
 
-    def __call__(self, x: Tensor, positions: Any, state: KVCache | None) -> tuple[Tensor, KVCache | None]:
+    def __call__(self, x: Tensor, places: Places, state: KVCache | None) -> tuple[Tensor, KVCache | None]:
         """x (B, T, D) -> (B, T, D) and the keys and values to keep (None if there was no cache)."""
         (batch, time, d), heads = x.shape, self.heads
-        cos, sin = rope_tables(positions, self.rotated, self.base, x.dtype)
-        q = rope(reshape(self.q(x), shape=(batch, time, heads, d // heads)), cos, sin)
-        k = rope(reshape(self.k(x), shape=(batch, time, 1, d // heads)), cos, sin)
+        q = rope(reshape(self.q(x), shape=(batch, time, heads, d // heads)), places.cos, places.sin)
+        k = rope(reshape(self.k(x), shape=(batch, time, 1, d // heads)), places.cos, places.sin)
         v = reshape(self.v(x), shape=(batch, time, 1, d // heads))
-        reach = positions if self.window is None else get_xp(positions).minimum(positions, self.window)
+        reach = places.position  # in the document, and in the window
+        if self.window is not None:
+            reach = get_xp(reach).minimum(reach, self.window)
         new_state = None if state is None else state.append(array_of(k), array_of(v))
-        if new_state is not None and time == 1 and not k.requires_grad:
+        if new_state is not None and time == 1 and not getattr(k, "requires_grad", False):
             k, v = new_state.keys, new_state.values  # what one token sees is just what is kept: no copy
         elif state is not None and state.keys.shape[1]:
             k, v = concat(state.keys, k, axis=1), concat(state.values, v, axis=1)
@@ -192,12 +208,6 @@ class Attention:
     def initial_state(self, batch: int, like: Any) -> KVCache:
         none = get_xp(like).zeros((batch, 0, 1, like.shape[1] // self.heads), like.dtype)
         return KVCache(none, none, None if self.window is None else self.window + 1)
-
-
-def _positions(tokens: Any) -> Any:
-    """0, 1, 2 ... for each row of tokens (B, T)."""
-    xp = get_xp(tokens)
-    return xp.broadcast_to(xp.arange(tokens.shape[1]), tokens.shape)
 
 
 def initial_lam(rng: Any, e: int, kind: str) -> Any:

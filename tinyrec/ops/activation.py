@@ -21,12 +21,19 @@ def tanh_vjp(g, y):  # dx = g (1 - y^2)
     return g * (1.0 - y * y)
 
 
-@op
-def sigmoid(x):
-    """y = 1 / (1 + e^-x). For very negative x the exponential overflows to inf, and 1 / inf = 0 is right."""
+def sigmoid_of(x):
+    """1 / (1 + e^-x) of an array. Far below zero the exponential overflows to inf, and 1 / inf = 0 is right."""
     xp = get_xp(x)
     with np.errstate(over="ignore"):
-        y = 1.0 / (1.0 + xp.exp(-x))
+        y = xp.asarray(xp.exp(-x))
+    y += 1.0
+    return xp.reciprocal(y, out=y)
+
+
+@op
+def sigmoid(x):
+    """y = 1 / (1 + e^-x)."""
+    y = sigmoid_of(x)
     return y, (y,)
 
 
@@ -59,7 +66,7 @@ def relu_vjp(g, positive):  # dx = g where x > 0
 @op
 def silu(x):
     """y = x sigmoid(x)."""
-    return x * sigmoid(x), (x,)
+    return x * sigmoid_of(x), (x,)
 
 
 @silu.vjp
@@ -75,7 +82,7 @@ GELU_CUBIC = 0.044715
 @op
 def gelu(x):
     """The tanh form, y = x (1 + tanh(K (x + 0.044715 x^3))) / 2, with the sigmoid, which is faster than tanh."""
-    return x * sigmoid((GELU_SLOPE * x) * (1.0 + GELU_CUBIC * (x * x))), (x,)
+    return x * sigmoid_of((GELU_SLOPE * x) * (1.0 + GELU_CUBIC * (x * x))), (x,)
 
 
 @gelu.vjp

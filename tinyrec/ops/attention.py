@@ -41,16 +41,18 @@ def _blocks(q, k, reach) -> Iterator[tuple]:
     xp = get_xp(q)
     (batch, time), keys = q.shape[:2], k.shape[1]
     before = keys - time  # keys carried from before the first query
-    column = xp.arange(keys)
     for n in range(batch):
         for start in range(0, time, CHUNK):
             stop = min(start + CHUNK, time)
             at = xp.arange(start, stop) + before  # the queries' places among the keys
             oldest = at * 0 if reach is None else xp.maximum(at - reach[n, start:stop], 0)
             first, last = int(oldest.min()), stop + before
-            hidden = (column[first:last] > at[:, None]) | (column[first:last] < oldest[:, None])
+            hidden = None
+            if stop - start > 1:  # a single query is given just the keys that it sees
+                column = xp.arange(first, last)
+                hidden = ((column > at[:, None]) | (column < oldest[:, None]))[:, None, :]
             for h in range(k.shape[2]):
-                yield n, h, slice(start, stop), slice(first, last), hidden[:, None, :] if hidden.any() else None
+                yield n, h, slice(start, stop), slice(first, last), hidden
 
 
 def _scores(qc, kc, hidden):

@@ -6,6 +6,8 @@ from ..backend import get_xp
 from ..tape import fused
 from .shape import concat, getitem
 
+TILE = 64 * 1024  # elements
+
 
 def naive(x, w, b, state, *, positions=None):
     """The definition, one op at a time: u_t = b + sum_j w[W-1-j] x_{t-j}; shapes as in `causal_conv`. Slow."""
@@ -18,6 +20,34 @@ def naive(x, w, b, state, *, positions=None):
             shifted = shifted * (positions >= j)[..., None]
         u = u + getitem(w, index=taps - 1 - j) * shifted
     return u, getitem(padded, index=(slice(None), slice(time, None)))
+
+
+def _few_steps(padded, w, masks):
+    """The sum of (W, E) products for each step: T calls. padded (B, W-1+T, E) -> (B, T, E)."""
+    taps, time = w.shape[0], padded.shape[1] - w.shape[0] + 1
+    xp = get_xp(padded)
+    u = xp.empty((padded.shape[0], time, padded.shape[2]), padded.dtype)
+    for t in range(time):
+        window = padded[:, t : t + taps]
+        if masks is not None:
+            window = window * (masks[:, t, None] >= xp.arange(taps - 1, -1, -1))[..., None]
+        (window * w).sum(axis=1, out=u[:, t])
+    return u
+
+
+def _many_steps(padded, w, masks):
+    """The same, one tap for all steps at once: W calls, on as much of the batch at a time as fits the cache."""
+    taps, time = w.shape[0], padded.shape[1] - w.shape[0] + 1
+    u = padded[:, taps - 1 :] * w[taps - 1]
+    rows_at_once = max(1, TILE // (time * padded.shape[2]))
+    for n in range(0, len(padded), rows_at_once):
+        rows = slice(n, n + rows_at_once)
+        for j in range(1, taps):
+            product = padded[rows, taps - 1 - j : taps - 1 - j + time] * w[taps - 1 - j]
+            if masks is not None:
+                product[masks[rows] < j] = 0.0
+            u[rows] += product
+    return u
 
 
 @fused(naive)
@@ -33,16 +63,8 @@ def causal_conv(x, w, b, state, *, positions=None):
         raise ValueError(f"expected w (W, {width}), b ({width},) and state ({batch}, W-1, {width})")
     padded = xp.concatenate([state, x], axis=1)
     masks = None if positions is None or (positions >= taps - 1).all() else positions
-    u = xp.empty(x.shape, x.dtype)
-    product = xp.empty(x.shape[1:], x.dtype)
-    for n in range(batch):  # one row of the batch fits the cache
-        xp.multiply(padded[n, taps - 1 :], w[taps - 1], out=u[n])
-        u[n] += b
-        for j in range(1, taps):
-            xp.multiply(padded[n, taps - 1 - j : taps - 1 - j + time], w[taps - 1 - j], out=product)
-            if masks is not None:
-                product[masks[n] < j] = 0.0
-            u[n] += product
+    u = _few_steps(padded, w, masks) if time < taps else _many_steps(padded, w, masks)
+    u += b
     return (u, padded[:, time:].copy()), (padded, w, masks)
 
 

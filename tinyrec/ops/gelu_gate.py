@@ -6,7 +6,7 @@ while it is still in the cache. Saves gate, x and the sigmoid: 12 bytes per elem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,12 +22,12 @@ def naive(gate, x):
     return gelu(gate) * x
 
 
-def _tiles(*arrays) -> Iterator[list]:
+def _tiles(*arrays) -> Iterable[Sequence]:
     """The same flat pieces of TILE elements of each contiguous array, one after the other (on a GPU: one piece)."""
+    if arrays[0].size <= TILE or get_xp(arrays[0]).__name__ != "numpy":
+        return [arrays]
     flat = [a.reshape(-1) for a in arrays]
-    step = TILE if get_xp(arrays[0]).__name__ == "numpy" else flat[0].size
-    for start in range(0, flat[0].size, max(step, 1)):
-        yield [a[start : start + step] for a in flat]
+    return ([a[start : start + TILE] for a in flat] for start in range(0, flat[0].size, TILE))
 
 
 def _sigmoid_2u(gate, out):

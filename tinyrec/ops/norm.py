@@ -9,12 +9,16 @@ from .matmul import column_sums
 from .reduce import mean
 
 
+def _inner(a, b):
+    return get_xp(a).vecdot(a, b)[..., None]
+
+
 @op
 def inner(a, b):
     """sum of a b over the last axis, which stays with size 1: (..., D), (..., D) -> (..., 1); no product array."""
     if a.shape != b.shape:
         raise ValueError("a and b must have one shape")
-    return get_xp(a, b).vecdot(a, b)[..., None], (a, b)
+    return _inner(a, b), (a, b)
 
 
 @inner.vjp
@@ -27,7 +31,7 @@ def rmsnorm(x, gain=None, *, eps: float = 1e-6, one_plus: bool = False):
     """y = x rho gain, rho = (mean(x^2) + eps)^(-1/2); gain (D,), or 1 + gain with one_plus, or 1 when left out."""
     if gain is not None and gain.shape != x.shape[-1:]:
         raise ValueError(f"gain must be ({x.shape[-1]},)")
-    y = x * (inner(x, x) * (1.0 / x.shape[-1]) + eps) ** -0.5
+    y = x * (_inner(x, x) * (1.0 / x.shape[-1]) + eps) ** -0.5
     if gain is not None:
         y *= gain + 1.0 if one_plus else gain
     return y, (x, gain, eps, one_plus)
@@ -48,7 +52,7 @@ def layernorm(x, gain, bias, *, eps: float = 1e-5):
     if gain.shape != x.shape[-1:] or bias.shape != gain.shape:
         raise ValueError(f"gain and bias must be ({x.shape[-1]},)")
     centred = x - x.mean(axis=-1, keepdims=True)
-    y = centred * (inner(centred, centred) * (1.0 / x.shape[-1]) + eps) ** -0.5
+    y = centred * (_inner(centred, centred) * (1.0 / x.shape[-1]) + eps) ** -0.5
     y *= gain
     y += bias
     return y, (x, gain, eps)

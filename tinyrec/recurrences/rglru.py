@@ -11,7 +11,7 @@ r_t and a learned lam, and a gated input whose scale sqrt(1 - a_t^2) keeps the s
 from __future__ import annotations
 
 from ..backend import get_xp
-from ..ops.activation import sigmoid, softplus
+from ..ops.activation import sigmoid, sigmoid_of, softplus
 from ..ops.elementwise import bounded_sqrt, exp, where
 from ..ops.shape import getitem, stack
 from ..tape import fused
@@ -80,13 +80,13 @@ def rglru(u, zr, zi, lam, h_init, *, starts=None):
     if time < 1 or (starts is not None and starts.shape != (batch, time)):
         raise ValueError(f"expected T >= 1 and starts ({batch}, {time})")
     xp = get_xp(u)
-    r, i = sigmoid(zr), sigmoid(zi)  # (2)
+    r, i = sigmoid_of(zr), sigmoid_of(zi)  # (2)
     slope = softplus(lam) * -C
     h = xp.empty_like(u)
     state = h_init
     for tile in _time_tiles(u):
         a, m = _decay(_time_major(r, tile), slope, None if starts is None else starts[:, tile].T)
-        m *= _time_major(i, tile)
+        m *= i[:, tile].swapaxes(0, 1)
         m *= u[:, tile].swapaxes(0, 1)
         states = xp.empty_like(m)
         scan_into(a, m, state, states)  # (7)
