@@ -61,11 +61,14 @@ class GriffinState(NamedTuple):
 class Places(NamedTuple):
     """What every block must know of where the tokens stand, worked out once.
 
-    position (B, T) in the document; start (B, T) True where one begins, None if none does; cos, sin (B, T, R / 2) for RoPE, None where no block attends.
+    position (B, T) in the document. Where no block needs it, the rest is None: start (B, T), True where a document
+    begins; near (B, T), the positions, if some are so early that the convolution looks back beyond the start; cos and
+    sin (B, T, R / 2) for RoPE.
     """
 
     position: Any
     start: Any
+    near: Any
     cos: Any
     sin: Any
 
@@ -112,10 +115,12 @@ class Griffin:
         x = embedding(self.embedding, tokens)  # (B, T, D)
         if config.embed_scale:
             x = x * bfloat16(config.d_model**0.5)
-        start, rotation = positions == 0, (None, None)
+        start, near, rotation = positions == 0, positions < config.conv_width - 1, (None, None)
         if config.kinds.count("recurrent") < config.n_layers:
             rotation = rope_tables(positions, config.rotated, config.rope_base, x.dtype)
-        places = Places(positions, start if config.reset and start.any() else None, *rotation)
+        places = Places(
+            positions, start if config.reset and start.any() else None, positions if near.any() else None, *rotation
+        )
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):
             x, state = block(x, places, state)
@@ -163,7 +168,7 @@ class RecurrentMixer:
         if state is None:
             state = self.initial_state(x.shape[0], array_of(x))
         v = self.branch(x)  # (B, T, E)
-        u, conv = causal_conv(v, self.conv_w, self.conv_b, state.conv, positions=places.position)
+        u, conv = causal_conv(v, self.conv_w, self.conv_b, state.conv, positions=places.near)
         zr = block_linear(u, self.w_a, self.b_a)
         zi = block_linear(u, self.w_x, self.b_x)
         h, h_last = rglru(u, zr, zi, self.lam, state.h, starts=places.start)

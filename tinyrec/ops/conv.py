@@ -22,20 +22,20 @@ def naive(x, w, b, state, *, positions=None):
     return u, getitem(padded, index=(slice(None), slice(time, None)))
 
 
-def _few_steps(padded, w, masks):
+def _few_steps(padded, w, positions):
     """The sum of (W, E) products for each step: T calls. padded (B, W-1+T, E) -> (B, T, E)."""
     taps, time = w.shape[0], padded.shape[1] - w.shape[0] + 1
     xp = get_xp(padded)
     u = xp.empty((padded.shape[0], time, padded.shape[2]), padded.dtype)
     for t in range(time):
         window = padded[:, t : t + taps]
-        if masks is not None:
-            window = window * (masks[:, t, None] >= xp.arange(taps - 1, -1, -1))[..., None]
+        if positions is not None:
+            window = window * (positions[:, t, None] >= xp.arange(taps - 1, -1, -1))[..., None]
         (window * w).sum(axis=1, out=u[:, t])
     return u
 
 
-def _many_steps(padded, w, masks):
+def _many_steps(padded, w, positions):
     """The same, one tap for all steps at once: W calls, on as much of the batch at a time as fits the cache."""
     taps, time = w.shape[0], padded.shape[1] - w.shape[0] + 1
     u = padded[:, taps - 1 :] * w[taps - 1]
@@ -44,8 +44,8 @@ def _many_steps(padded, w, masks):
         rows = slice(n, n + rows_at_once)
         for j in range(1, taps):
             product = padded[rows, taps - 1 - j : taps - 1 - j + time] * w[taps - 1 - j]
-            if masks is not None:
-                product[masks[rows] < j] = 0.0
+            if positions is not None:
+                product[positions[rows] < j] = 0.0
             u[rows] += product
     return u
 
@@ -62,14 +62,13 @@ def causal_conv(x, w, b, state, *, positions=None):
     if w.shape != (taps, width) or b.shape != (width,) or state.shape != (batch, taps - 1, width):
         raise ValueError(f"expected w (W, {width}), b ({width},) and state ({batch}, W-1, {width})")
     padded = xp.concatenate([state, x], axis=1)
-    masks = None if positions is None or (positions >= taps - 1).all() else positions
-    u = _few_steps(padded, w, masks) if time < taps else _many_steps(padded, w, masks)
+    u = _few_steps(padded, w, positions) if time < taps else _many_steps(padded, w, positions)
     u += b
-    return (u, padded[:, time:].copy()), (padded, w, masks)
+    return (u, padded[:, time:].copy()), (padded, w, positions)
 
 
 @causal_conv.vjp
-def causal_conv_vjp(gs, padded, w, masks):
+def causal_conv_vjp(gs, padded, w, positions):
     # dx_s = sum_j w[W-1-j] M_j[s+j] du_{s+j};  dw[W-1-j] = sum_{b,t} M_j[t] du_t x_{t-j};  db = sum du
     du, dlast = gs
     xp = get_xp(padded)
@@ -82,8 +81,8 @@ def causal_conv_vjp(gs, padded, w, masks):
         db += ones @ du[n]
         for j in range(taps):
             g = du[n]
-            if masks is not None and (masks[n] < j).any():
-                g = g * (masks[n] >= j)[:, None]
+            if positions is not None and (positions[n] < j).any():
+                g = g * (positions[n] >= j)[:, None]
             here = slice(taps - 1 - j, taps - 1 - j + time)
             xp.multiply(g, padded[n, here], out=product)
             dw[taps - 1 - j] += ones @ product
