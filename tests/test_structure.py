@@ -112,49 +112,32 @@ def test_a_right_import_is_not():
 
 # --- 2. five places of one stem ---------------------------------------------------------------------------------------
 
-# stem: (a demo of another stem that shows this one too and names it, why it has none of its own)
-SHARED_DEMOS = {
-    "scan": ("plot_rglru_*.py", "the scan is RG-LRU with its gates given; one demo shows both"),
-}
 
-
-def missing_places(root: Path, shared_demos: dict[str, tuple[str, str]]) -> list[str]:
+def missing_places(root: Path) -> list[str]:
     """What each recurrence lacks of its derivation, its test and its demo."""
     complaints = []
     stems = {path.stem for path in (root / "tinyrec/recurrences").glob("*.py")} - {"__init__"}
     for stem in sorted(stems):
-        for place in (f"docs/recurrences/{stem}.md", f"tests/recurrences/test_{stem}.py"):
-            if not (root / place).is_file():
+        for place in (f"docs/recurrences/{stem}.md", f"tests/recurrences/test_{stem}.py", f"demos/plot_{stem}_*.py"):
+            if not any(root.glob(place)):
                 complaints.append(f"recurrences/{stem}.py has no {place}")
-        pattern = shared_demos[stem][0] if stem in shared_demos else f"plot_{stem}_*.py"
-        demos = [path.read_text(encoding="utf-8") for path in (root / "demos").glob(pattern)]
-        if not any(re.search(rf"\b{stem}\b", text) for text in demos):
-            complaints.append(f"recurrences/{stem}.py has no demo demos/{pattern} that names '{stem}'")
     return complaints
 
 
 def test_every_recurrence_has_its_derivation_test_and_demo():
-    assert missing_places(ROOT, SHARED_DEMOS) == []
+    assert missing_places(ROOT) == []
 
 
 def test_a_missing_place_is_caught(tmp_path):
-    places = [
-        "tinyrec/recurrences/__init__.py", "tinyrec/recurrences/wkv.py", "tinyrec/recurrences/scan.py",
-        "docs/recurrences/wkv.md", "docs/recurrences/scan.md",
-        "tests/recurrences/test_wkv.py", "tests/recurrences/test_scan.py",
-        "demos/plot_wkv_memory.py",
-    ]
+    places = ["tinyrec/recurrences/__init__.py", "tinyrec/recurrences/wkv.py"]
+    places += ["docs/recurrences/wkv.md", "tests/recurrences/test_wkv.py", "demos/plot_wkv_memory.py"]
     for place in places:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_text("wkv and scan")
-    shared = {"scan": ("plot_wkv_*.py", "a reason")}
-    assert missing_places(tmp_path, shared) == []
-    assert missing_places(tmp_path, {}) == ["recurrences/scan.py has no demo demos/plot_scan_*.py that names 'scan'"]
-    (tmp_path / "demos/plot_wkv_memory.py").write_text("only wkv")
-    assert len(missing_places(tmp_path, shared)) == 1
-    for place in places[3:7]:
+        (tmp_path / place).write_text("")
+    assert missing_places(tmp_path) == []
+    for n, place in enumerate(places[2:], 1):
         (tmp_path / place).unlink()
-        assert any(place in complaint for complaint in missing_places(tmp_path, shared))
+        assert len(missing_places(tmp_path)) == n
 
 
 # --- 3. nothing left behind -------------------------------------------------------------------------------------------

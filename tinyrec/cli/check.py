@@ -1,6 +1,7 @@
 """Compare every hand-written gradient with finite differences, in float64: of each op, each recurrence, each model.
 
-The numbers are the largest relative errors of the gradient and of the gradient's gradient; `-` where there is none.
+The numbers are the largest relative errors of the gradient and of the gradient's gradient; `-` where there is none. A
+fused op refuses to be differentiated twice and names its naive twin: its second number is that of the twin.
 Of a model every parameter is checked on its own, through the whole network. Exit status 1 if anything fails.
 
   tinyrec check
