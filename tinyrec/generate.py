@@ -11,8 +11,8 @@ import numpy as np
 
 from .backend import get_xp, to_cpu
 from .data.vocabulary import decode
-from .nn import parameters
-from .tape import Tensor, no_grad
+from .nn import parameters, without_tape
+from .tape import Tensor
 
 CHUNK = 256  # tokens of the prompt that are read at a time: enough to be fast, and a long prompt costs no more memory
 
@@ -106,35 +106,16 @@ def generate(
 def _tokens(
     model: Any, prompt: np.ndarray, n: int, choice: dict[str, Any], rng: np.random.Generator | None
 ) -> Iterator[int]:
-    if n == 0:
-        return
-    logits, state = _read(model, prompt)  # (V,)
+    xp = get_xp(next(parameters(model))[1].data)
+    model, prompt = without_tape(model), xp.asarray(prompt)
+    state = model.initial_state(1)
+    for start in range(0, len(prompt) if n else 0, CHUNK):
+        logits, state = model.prefill(prompt[None, start : start + CHUNK], state)  # (1, t, V)
     for i in range(n):
-        token = sample(logits, **choice, rng=rng)
+        token = sample(logits.reshape(-1, logits.shape[-1])[-1], **choice, rng=rng)
         yield token
         if i + 1 < n:
-            logits, state = _step(model, token, state)
-
-
-# no_grad ends before each `yield`: switched on across one it would be on in the caller's code, too.
-@no_grad()
-def _read(model: Any, prompt: np.ndarray) -> tuple[Any, Any]:
-    """Logits (V,) after the prompt (T,), and the state."""
-    state, prompt = model.initial_state(1), _beside(model, prompt)
-    for start in range(0, len(prompt), CHUNK):
-        logits, state = model.prefill(prompt[None, start : start + CHUNK], state)  # (1, t, V)
-    return logits[0, -1], state
-
-
-@no_grad()
-def _step(model: Any, token: int, state: Any) -> tuple[Any, Any]:
-    logits, state = model.step(_beside(model, [token]), state)  # (1, V)
-    return logits[0], state
-
-
-def _beside(model: Any, tokens: Any) -> Any:
-    """The tokens as an array on the device of the model."""
-    return get_xp(next(parameters(model))[1].data).asarray(tokens)
+            logits, state = model.step(xp.asarray([token]), state)  # (1, V)
 
 
 def _check_rng(temperature: float, rng: Any) -> None:

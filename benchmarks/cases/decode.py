@@ -17,21 +17,19 @@ def tinyrec_side(kind: str, context: int) -> Callable[[], object]:
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    from tinyrec import no_grad
+    from tinyrec.nn import without_tape
 
     threadpool_limits(1)  # as `tinyrec generate` does: one token is too little work to share
-    model = tinyrec_model(kind)
+    model = without_tape(tinyrec_model(kind))  # as it does, too
     tokens = np.random.default_rng(0).integers(0, VOCAB, (1, context))
-    with no_grad():
-        logits, state = model.prefill(tokens, model.initial_state(1))
-    token = logits.data[:, -1].argmax(-1)  # (1,)
+    logits, state = model.prefill(tokens, model.initial_state(1))
+    token = logits[:, -1].argmax(-1)  # (1,)
 
-    @no_grad()
     def call() -> None:
         nonlocal token, state
         for _ in range(TOKENS_PER_CALL):
             logits, state = model.step(token, state)
-            token = logits.data.argmax(-1)
+            token = logits.argmax(-1)
 
     return call
 

@@ -1,9 +1,10 @@
 """Parameters are found by walking attributes: names are paths, shared tensors come once, the rest is passed over."""
 
 import numpy as np
+import pytest
 
-from tinyrec.models import build, make_config
-from tinyrec.nn import GatedMLP, Linear, RMSNorm, count, parameters
+from tinyrec.models import MODELS, build, make_config
+from tinyrec.nn import GatedMLP, Linear, RMSNorm, count, parameters, without_tape
 from tinyrec.tape import Tensor
 
 
@@ -75,3 +76,23 @@ def test_names_of_a_model():
     assert found[0] == "embedding" and found[-1] == "final_norm.gain" and len(found) == len(set(found))
     assert "blocks.0.mixer.w_a" in found and "blocks.2.mixer.q.w" in found
     assert all(tensor.requires_grad for _, tensor in parameters(model))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_tape_is_the_same_model_with_shared_arrays(name):
+    rng = np.random.default_rng(0)
+    model = build(name, make_config(name, vocab_size=11, window=3), rng)
+    plain = without_tape(model)
+    assert list(parameters(plain)) == [] and plain.config is not None and plain.name == name
+    tokens = rng.integers(0, 11, (2, 9))
+    logits = plain(tokens)
+    assert type(logits) is np.ndarray
+    assert np.array_equal(logits, model(tokens).data)
+    state, ours = plain.initial_state(2), model.initial_state(2)
+    for t in range(9):
+        step, state = plain.step(tokens[:, t], state)
+        expected, ours = model.step(tokens[:, t], ours)
+        assert type(step) is np.ndarray and np.array_equal(step, expected.data)
+    for _, tensor in parameters(model):
+        tensor.data *= 2.0  # in place, as an optimizer does
+    assert np.array_equal(plain(tokens), model(tokens).data)

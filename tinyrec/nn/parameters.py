@@ -22,6 +22,29 @@ def count(model: Any) -> int:
     return sum(t.size for _, t in parameters(model))
 
 
+def without_tape(model: Any) -> Any:
+    """The same model with plain arrays for parameters (shared, not copied), for decoding.
+
+    An op that is given arrays only makes no Tensors and records nothing, which for one token is a good part of the
+    work. What the model returns are arrays too.
+    """
+    if isinstance(model, Tensor):
+        return model.data
+    if type(model) in (list, tuple):
+        return type(model)(without_tape(item) for item in model)
+    if type(model) is dict:
+        return {key: without_tape(item) for key, item in model.items()}
+    if not _has_attributes(model):
+        return model
+    twin = object.__new__(type(model))
+    twin.__dict__.update({key: without_tape(item) for key, item in vars(model).items()})
+    return twin
+
+
+def _has_attributes(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, type | FunctionType | ModuleType)
+
+
 def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     if id(value) in seen:
         return
@@ -33,7 +56,7 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             yield from _walk(item, f"{name}.{key}" if name else str(key), seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, type | FunctionType | ModuleType):
+    elif _has_attributes(value):
         seen.add(id(value))
         for key, item in vars(value).items():
             yield from _walk(item, f"{name}.{key}" if name else key, seen)

@@ -44,11 +44,13 @@ def _blocks(q, k, reach) -> Iterator[tuple]:
     for n in range(batch):
         for start in range(0, time, CHUNK):
             stop = min(start + CHUNK, time)
-            at = xp.arange(start, stop) + before  # the queries' places among the keys
-            oldest = at * 0 if reach is None else xp.maximum(at - reach[n, start:stop], 0)
-            first, last = int(oldest.min()), stop + before
-            hidden = None
-            if stop - start > 1:  # a single query is given just the keys that it sees
+            last = stop + before
+            if stop - start == 1:  # a single query is given just the keys that it sees
+                first, hidden = 0 if reach is None else max(0, last - 1 - int(reach[n, start])), None
+            else:
+                at = xp.arange(start, stop) + before  # the queries' places among the keys
+                oldest = at * 0 if reach is None else xp.maximum(at - reach[n, start:stop], 0)
+                first = int(oldest.min())
                 column = xp.arange(first, last)
                 hidden = ((column > at[:, None]) | (column < oldest[:, None]))[:, None, :]
             for h in range(k.shape[2]):

@@ -52,6 +52,7 @@ def _time_major(x, tile: slice):
 
 def _decay(r, slope, starts) -> tuple:
     """a and m = sqrt(1 - a^2) of (3) to (6); r (t, B, E), slope (E,) = -c softplus(lam), starts (t, B) or None.
+    The first two axes may also be (B, t).
 
     With th = tanh(-log a), 1 - a^2 = -expm1(2 log a) = 2 th / (1 + th): as exact as expm1 as a -> 1, and much faster in
     float32.
@@ -82,6 +83,10 @@ def rglru(u, zr, zi, lam, h_init, *, starts=None):
     xp = get_xp(u)
     r, i = sigmoid_of(zr), sigmoid_of(zi)  # (2)
     slope = softplus(lam) * -C
+    if time == 1:  # decoding: one step of (7) needs neither tiles nor a scan
+        a, m = _decay(r, slope, starts)
+        h = a * h_init[:, None] + m * i * u
+        return (h, h[:, 0].copy()), (u, r, i, lam, h, h_init, starts)
     h = xp.empty_like(u)
     state = h_init
     for tile in _time_tiles(u):
