@@ -18,7 +18,7 @@ Rules for a forward: positional arguments are the arrays (or Python numbers) tha
 arguments are static. It returns `(result, saved)`; result may be a tuple of arrays, then the vjp's `g` is a tuple with
 None for each output that nothing depends on. It never returns an input array itself (a view is fine).
 Rules for a vjp: it takes `(g, *saved)` and returns one gradient per positional argument (None: no gradient). If it has
-a keyword `needs`, it is told which arguments want one, and need not compute the others.
+a keyword `needs`, needs[i] is true for each argument that wants one; it need not compute the others.
 """
 
 from __future__ import annotations
@@ -172,21 +172,19 @@ def _primitive(forward: Callable, twin: Callable | None = None, surrogate: str =
 
     @functools.wraps(forward)
     def call(*args: Any, **static: Any) -> Any:
-        arrays: list = []
-        any_tensor = False
+        arrays: Any = args
         for a in args:
             if type(a) is Tensor:
-                any_tensor = True
-                a = a.data
-            arrays.append(a)
+                arrays = [b.data if type(b) is Tensor else b for b in args]
+                break
         try:
             out, saved = forward(*arrays, **static)
         except (ValueError, TypeError, IndexError) as error:
             raise type(error)(f"{op.describe(arrays)}: {error}") from error
         if mode.checking:
             check_finite(out, f"op '{op.name}'", "result")
-        if not any_tensor:
-            return out
+        if arrays is args:
+            return out  # arrays in, arrays out
         many = type(out) is tuple
         node = None
         if mode.recording:

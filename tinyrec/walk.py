@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from .backend import Array, get_xp
-from .tape import Node, SecondOrderError, Tensor, array_of, check_finite, make, mode
+from .tape import Node, Op, SecondOrderError, Tensor, array_of, check_finite, make, mode
 
 
 def backward(y: Tensor, g: Array | None = None) -> None:
@@ -88,15 +88,15 @@ def _walk(y: Tensor, g: Any, wanted: set[int] | None, create_graph: bool) -> dic
         g = tuple(cotangents) if node.many else cotangents[0]
         parents = node.parents
         if op.selective:
-            gs = op.backward(g, *saved, needs=[p is not None for p in parents])
+            gs = op.backward(g, *saved, needs=parents)
         else:
             gs = op.backward(g, *saved)
         if mode.checking:
             check_finite(gs, f"the vjp of op '{op.name}'", "gradient")
         if type(gs) is not tuple:
             gs = (gs,)
-        if len(gs) < len(parents) or any(gx is not None for gx in gs[len(parents) :]):  # None for arguments left out
-            raise TypeError(f"the vjp of op {op.name!r} gave {len(gs)} gradients for {len(parents)} arguments")
+        if len(gs) != len(parents):
+            _check_count(op, gs, len(parents))
         for parent, gx in zip(parents, gs, strict=False):
             if parent is None or gx is None:
                 continue
@@ -113,6 +113,12 @@ def _walk(y: Tensor, g: Any, wanted: set[int] | None, create_graph: bool) -> dic
                 pending[key] = (source, sums)
                 heappush(newest, -key)
     return found
+
+
+def _check_count(op: Op, gs: tuple, n: int) -> None:
+    """One gradient for each of n arguments; beyond them only None, for optional arguments that were left out."""
+    if len(gs) < n or any(gx is not None for gx in gs[n:]):
+        raise TypeError(f"the vjp of op {op.name!r} gave {len(gs)} gradients for {n} arguments")
 
 
 def _saved_as_tensors(node: Node) -> list:

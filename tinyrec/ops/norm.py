@@ -9,16 +9,12 @@ from .matmul import column_sums
 from .reduce import mean
 
 
-def _inner(a, b):
-    return get_xp(a).vecdot(a, b)[..., None]
-
-
 @op
 def inner(a, b):
     """sum of a b over the last axis, which stays with size 1: (..., D), (..., D) -> (..., 1); no product array."""
     if a.shape != b.shape:
         raise ValueError("a and b must have one shape")
-    return _inner(a, b), (a, b)
+    return get_xp(a).vecdot(a, b)[..., None], (a, b)
 
 
 @inner.vjp
@@ -31,7 +27,8 @@ def rmsnorm(x, gain=None, *, eps: float = 1e-6, one_plus: bool = False):
     """y = x rho gain, rho = (mean(x^2) + eps)^(-1/2); gain (D,), or 1 + gain with one_plus, or 1 when left out."""
     if gain is not None and gain.shape != x.shape[-1:]:
         raise ValueError(f"gain must be ({x.shape[-1]},)")
-    y = x / get_xp(x).sqrt(_inner(x, x) * (1.0 / x.shape[-1]) + eps)
+    xp = get_xp(x)
+    y = x / xp.sqrt(xp.vecdot(x, x)[..., None] * (1.0 / x.shape[-1]) + eps)
     if gain is not None:
         y *= gain + 1.0 if one_plus else gain
     return y, (x, gain, eps, one_plus)
@@ -52,7 +49,8 @@ def layernorm(x, gain, bias, *, eps: float = 1e-5):
     if gain.shape != x.shape[-1:] or bias.shape != gain.shape:
         raise ValueError(f"gain and bias must be ({x.shape[-1]},)")
     centred = x - x.mean(axis=-1, keepdims=True)
-    y = centred / get_xp(x).sqrt(_inner(centred, centred) * (1.0 / x.shape[-1]) + eps)
+    xp = get_xp(x)
+    y = centred / xp.sqrt(xp.vecdot(centred, centred)[..., None] * (1.0 / x.shape[-1]) + eps)
     y *= gain
     y += bias
     return y, (x, gain, eps)
