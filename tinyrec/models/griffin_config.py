@@ -69,18 +69,21 @@ HAWK = ("recurrent",)
 GRIFFIN = ("recurrent", "recurrent", "local")
 TRANSFORMER = ("global",)
 
-# What "paper" and "recurrentgemma" set besides sizes; the sizes are table 2 of the paper and the released 2B model.
-_PAPER = {"window": 1024, "gate_blocks": 16, "vocab_size": 256000, "rope_base": 10000.0}
-_RECURRENTGEMMA = {"embed_scale": True, "logit_cap": 30.0, "window": 2048, "vocab_size": 256000}
+# The two readings of the same model, apart from sizes (paper: table 2; recurrentgemma-2b: the released checkpoint).
+_PAPER = {"gate_blocks": 16, "decay_init": "paper", "reset": False, "rope_fraction": 1.0}  # what the text says
+_RECURRENTGEMMA = {"embed_scale": True, "logit_cap": 30.0}  # what was released
+_BIG = {"vocab_size": 256000, "window": 1024}
 
 PRESETS: dict[str, dict] = {
     "tiny": {},
     "small": {"d_model": 128, "n_layers": 4, "d_rnn": 172, "window": 64},
-    "paper-100m": {**_PAPER, "d_model": 768, "d_rnn": 1024, "n_layers": 12, "n_heads": 6},
-    "paper-1b": {**_PAPER, "d_model": 2048, "d_rnn": 2560, "n_layers": 24, "n_heads": 16},
-    "paper-7b": {**_PAPER, "d_model": 4096, "d_rnn": 5632, "n_layers": 32, "n_heads": 32},
-    "recurrentgemma": {**_RECURRENTGEMMA, "d_model": 64, "d_rnn": 64, "vocab_size": 256, "window": 32},
+    "paper": _PAPER,  # tiny, with the choices of the text
+    "paper-100m": {**_PAPER, **_BIG, "d_model": 768, "d_rnn": 1024, "n_layers": 12, "n_heads": 6},
+    "paper-1b": {**_PAPER, **_BIG, "d_model": 2048, "d_rnn": 2560, "n_layers": 24, "n_heads": 16},
+    "paper-7b": {**_PAPER, **_BIG, "d_model": 4096, "d_rnn": 5632, "n_layers": 32, "n_heads": 32},
+    "recurrentgemma": {**_RECURRENTGEMMA, "d_rnn": 64},  # tiny, with the choices of the release; there E = D
     "recurrentgemma-2b": {
-        **_RECURRENTGEMMA, "d_model": 2560, "d_rnn": 2560, "n_layers": 26, "n_heads": 10, "gate_blocks": 10
+        **_RECURRENTGEMMA, "vocab_size": 256000, "window": 2048, "d_model": 2560, "d_rnn": 2560, "n_layers": 26,
+        "n_heads": 10, "gate_blocks": 10,
     },
 }  # fmt: skip
