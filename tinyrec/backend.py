@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+errstate = np.errstate  # CuPy raises no floating point warnings, and needs none silenced
 Array = Any  # a numpy.ndarray or a cupy.ndarray
 
 

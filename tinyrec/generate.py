@@ -11,6 +11,7 @@ import numpy as np
 
 from .backend import get_xp, to_cpu
 from .data.vocabulary import decode
+from .models import decoder
 from .nn import parameters, without_tape
 from .tape import Tensor
 
@@ -107,15 +108,15 @@ def _tokens(
     model: Any, prompt: np.ndarray, n: int, choice: dict[str, Any], rng: np.random.Generator | None
 ) -> Iterator[int]:
     xp = get_xp(next(parameters(model))[1].data)
-    model, prompt = without_tape(model), xp.asarray(prompt)
-    state = model.initial_state(1)
+    reader, writer, prompt = without_tape(model), decoder(model), xp.asarray(prompt)
+    state = reader.initial_state(1)
     for start in range(0, len(prompt) if n else 0, CHUNK):
-        logits, state = model.prefill(prompt[None, start : start + CHUNK], state)  # (1, t, V)
+        logits, state = reader.prefill(prompt[None, start : start + CHUNK], state)  # (1, t, V)
     for i in range(n):
         token = sample(logits.reshape(-1, logits.shape[-1])[-1], **choice, rng=rng)
         yield token
         if i + 1 < n:
-            logits, state = model.step(xp.asarray([token]), state)  # (1, V)
+            logits, state = writer.step(xp.asarray([token]), state)  # (1, V)
 
 
 def _check_rng(temperature: float, rng: Any) -> None:

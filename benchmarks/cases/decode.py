@@ -17,18 +17,20 @@ def tinyrec_side(kind: str, context: int) -> Callable[[], object]:
     import numpy as np
     from threadpoolctl import threadpool_limits
 
+    from tinyrec.models import decoder
     from tinyrec.nn import without_tape
 
     threadpool_limits(1)  # as `tinyrec generate` does: one token is too little work to share
-    model = without_tape(tinyrec_model(kind))  # as it does, too
+    model = tinyrec_model(kind)
+    reader, writer = without_tape(model), decoder(model)  # as it does, too
     tokens = np.random.default_rng(0).integers(0, VOCAB, (1, context))
-    logits, state = model.prefill(tokens, model.initial_state(1))
+    logits, state = reader.prefill(tokens, reader.initial_state(1))
     token = logits[:, -1].argmax(-1)  # (1,)
 
     def call() -> None:
         nonlocal token, state
         for _ in range(TOKENS_PER_CALL):
-            logits, state = model.step(token, state)
+            logits, state = writer.step(token, state)
             token = logits.argmax(-1)
 
     return call

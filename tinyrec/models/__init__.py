@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+from ..nn import without_tape
 from ..suggest import check_known
 from .griffin import Griffin
 from .griffin_config import GRIFFIN, HAWK, PRESETS, TRANSFORMER, GriffinConfig
+from .griffin_decode import Decoder
 
 
 class Entry(NamedTuple):
@@ -24,6 +26,14 @@ MODELS: dict[str, Entry] = {
     name: Entry("griffin", Griffin, GriffinConfig, PRESETS, {"pattern": pattern})
     for name, pattern in (("hawk", HAWK), ("griffin", GRIFFIN), ("transformer", TRANSFORMER))
 }
+
+
+DECODERS: dict[type, type] = {Griffin: Decoder}
+
+
+def decoder(model: Any) -> Any:
+    """What reads one token after the other for `model`, fastest: something with its `step(tokens (B,), state)`."""
+    return DECODERS.get(type(model), without_tape)(model)
 
 
 def entry(name: str) -> Entry:

@@ -1,0 +1,154 @@
+"""Griffin for one token, in plain array code: the models seen as RNNs, and the fast way to generate.
+
+The formulas of griffin.py with T = 1 and no time axis: each array is (B, ...), one row per sequence. Nothing is
+recorded, and what depends on the weights alone is worked out once. It is a second text of the same model for a measured
+reason: at batch 1 a token costs calls, not arithmetic, and this makes fewer (benchmarks/cases/decode.py).
+tests/models/test_griffin_decode.py holds it to Griffin.step. Equation numbers are those of docs/recurrences/rglru.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..backend import errstate, get_xp
+from ..nn import without_tape
+from ..ops import rope_tables
+from ..ops.activation import GELU_CUBIC, GELU_SLOPE, softplus
+from ..recurrences.rglru import C
+from .griffin import Attention, Griffin, GriffinState, RecurrentMixer, RecurrentState, bfloat16
+
+
+class Decoder:
+    """`step` of a Griffin, faster. Parameters are shared with the model; what is precomputed is of the moment."""
+
+    def __init__(self, model: Griffin):
+        plain = without_tape(model)
+        self.config, self.embedding = plain.config, plain.embedding
+        self.scale = bfloat16(self.config.d_model**0.5) if self.config.embed_scale else 1.0
+        self.head = get_xp(self.embedding).ascontiguousarray(self.embedding.T)  # (D, V)
+        self.final_gain, self.eps = plain.final_norm.gain + 1.0, plain.final_norm.eps
+        self.blocks = [
+            (
+                block.mixer_norm.gain + 1.0,
+                _mixer(block.mixer, self.config),
+                block.mlp_norm.gain + 1.0,
+                block.mlp,
+            )
+            for block in plain.blocks
+        ]
+
+    def step(self, tokens: Any, state: GriffinState) -> tuple[Any, GriffinState]:
+        """Read one token (B,) for each sequence: logits (B, V) for the next, and the new state; the old stays valid."""
+        xp, config, position, layers = get_xp(tokens), self.config, state.position, []
+        rotation = (None, None)
+        if config.kinds.count("recurrent") < config.n_layers:
+            rotation = rope_tables(position, config.rotated, config.rope_base, self.embedding.dtype)  # (B, R / 2)
+        x = self.embedding[tokens] * self.scale  # (B, D)
+        with errstate(over="ignore"):  # e^-x far below zero; 1 / (1 + inf) = 0 is right
+            for (mixer_gain, mixer, mlp_gain, mlp), layer in zip(self.blocks, state.layers, strict=True):
+                mixed, layer = mixer.step(_rmsnorm(xp, x, mixer_gain, self.eps), position, rotation, layer)
+                layers.append(layer)
+                x = x + mixed
+                y = _rmsnorm(xp, x, mlp_gain, self.eps)
+                x = x + _linear(_gelu(xp, _linear(y, mlp.gate)) * _linear(y, mlp.up), mlp.down)
+        logits = _rmsnorm(xp, x, self.final_gain, self.eps) @ self.head
+        if config.logit_cap:
+            logits = config.logit_cap * xp.tanh(logits * (1.0 / config.logit_cap))
+        return logits, GriffinState(position + 1, tuple(layers))
+
+
+def _mixer(mixer: Any, config: Any) -> Any:
+    return _Recurrent(mixer, config) if type(mixer) is RecurrentMixer else _Attention(mixer)
+
+
+class _Recurrent:
+    """RecurrentMixer for one token."""
+
+    def __init__(self, mixer: RecurrentMixer, config: Any):
+        self.mixer, self.reset = mixer, config.reset
+        self.slope = softplus(mixer.lam) * -C  # (E,)
+
+    def step(self, y: Any, position: Any, _: Any, state: RecurrentState) -> tuple[Any, RecurrentState]:
+        """y (B, D) -> (B, D) and the new state."""
+        xp, m, taps = get_xp(y), self.mixer, len(self.mixer.conv_w)
+        window = xp.concatenate([state.conv, _linear(y, m.branch)[:, None]], axis=1)  # (B, W, E), oldest first
+        seen = window
+        if int(position.min()) < taps - 1:  # the document is younger than the window
+            seen = window * (position[:, None] >= xp.arange(taps - 1, -1, -1))[..., None]
+        u = (seen * m.conv_w).sum(axis=1) + m.conv_b  # (B, E)
+        r = _sigmoid(xp, _block_linear(u, m.w_a, m.b_a))  # (2)
+        i = _sigmoid(xp, _block_linear(u, m.w_x, m.b_x))
+        log_a = r * self.slope  # (3)
+        a, th = xp.exp(log_a), xp.tanh(-log_a)  # (4)
+        root = xp.sqrt(th / (0.5 * th + 0.5))  # (5)
+        if self.reset and (position == 0).any():  # (6)
+            a[position == 0], root[position == 0] = 0.0, 1.0
+        h = a * state.h + root * i * u  # (7)
+        return _linear(_gelu(xp, _linear(y, m.gate)) * h, m.out), RecurrentState(h, window[:, 1:])
+
+
+class _Attention:
+    """Attention for one token."""
+
+    def __init__(self, mixer: Attention):
+        self.mixer = mixer
+
+    def step(self, y: Any, position: Any, rotation: tuple, state: Any) -> tuple[Any, Any]:
+        """y (B, D) -> (B, D) and the cache with this token's key and value."""
+        xp, m, (batch, d) = get_xp(y), self.mixer, y.shape
+        q = _rope(xp, _linear(y, m.q).reshape(batch, m.heads, d // m.heads), *rotation)  # (B, H, K)
+        k = _rope(xp, _linear(y, m.k).reshape(batch, 1, d // m.heads), *rotation)
+        cache = state.append(k[:, None], _linear(y, m.v).reshape(batch, 1, 1, d // m.heads))
+        reach = position if m.window is None else xp.minimum(position, m.window)  # (B,)
+        n = int(reach.max()) + 1
+        keys, values = cache.keys[:, -n:, 0], cache.values[:, -n:, 0]  # (B, n, K)
+        scores = (q * (d // m.heads) ** -0.5) @ keys.swapaxes(1, 2)  # (B, H, n)
+        if batch > 1 and int(reach.min()) + 1 < n:  # sequences of different age
+            age = xp.arange(keys.shape[1] - 1, -1, -1)
+            scores = xp.where((age <= reach[:, None])[:, None], scores, -math.inf)
+        scores -= scores.max(axis=2, keepdims=True)
+        weights = xp.exp(scores, out=scores)
+        out = (weights @ values) / weights.sum(axis=2, keepdims=True)  # (B, H, K)
+        return _linear(out.reshape(batch, d), m.out), cache
+
+
+def _linear(x: Any, layer: Any) -> Any:
+    y = x @ layer.w
+    if layer.b is not None:
+        y += layer.b
+    return y
+
+
+def _block_linear(u: Any, w: Any, b: Any) -> Any:
+    """(1): u (B, E), w (N, k, k), b (E,)."""
+    blocks = u.reshape(len(u), len(w), 1, -1) @ w  # (B, N, 1, k)
+    return blocks.reshape(u.shape) + b
+
+
+def _rmsnorm(xp: Any, x: Any, gain: Any, eps: float) -> Any:
+    mean_square = xp.vecdot(x, x)[:, None] * (1.0 / x.shape[1]) + eps
+    return x / xp.sqrt(mean_square) * gain
+
+
+def _sigmoid(xp: Any, x: Any) -> Any:
+    y = xp.exp(-x)
+    y += 1.0
+    return xp.reciprocal(y, out=y)
+
+
+def _gelu(xp: Any, x: Any) -> Any:
+    y = x * x  # becomes 1 + e^-2u, see ops/activation.py
+    y *= -GELU_SLOPE * GELU_CUBIC
+    y -= GELU_SLOPE
+    y *= x
+    xp.exp(y, out=y)
+    y += 1.0
+    return x / y
+
+
+def _rope(xp: Any, x: Any, cos: Any, sin: Any) -> Any:
+    """x (B, H, K) with its first R features turned in pairs (j, j + R / 2); cos, sin (B, R / 2)."""
+    half = cos.shape[1]
+    c, s, first, second = cos[:, None], sin[:, None], x[..., :half], x[..., half : 2 * half]
+    return xp.concatenate([first * c - second * s, second * c + first * s, x[..., 2 * half :]], axis=-1)
