@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyrec.check import assert_close, gradcheck
+from tinyrec.models import build, make_config
 from tinyrec.models.griffin import GriffinState, RecurrentState
 from tinyrec.nn import parameters
 from tinyrec.ops import concat, cross_entropy
@@ -215,3 +216,12 @@ def test_the_initial_state_has_the_dtype_of_the_model(tiny, name):
         first, *rest = arrays_of(tiny(name, dtype).initial_state(3))
         assert first.tolist() == [0, 0, 0]
         assert {x.dtype for x in rest} == {np.dtype(dtype)} and {len(x) for x in rest} == {3}
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
+def test_tokens_of_a_wrong_shape_are_refused_in_one_sentence(shape):
+    model = build("hawk", make_config("hawk"), np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"expected tokens \(B, T\)"):
+        model(np.zeros(shape, int))
+    with pytest.raises(ValueError, match=r"positions alike, got \(2, 5\) and \(2, 4\)"):
+        model(np.zeros((2, 5), int), np.zeros((2, 4), int))

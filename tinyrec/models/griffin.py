@@ -86,7 +86,7 @@ class Griffin:
         """Logits (B, T, V) for tokens (B, T). positions (B, T), for packed documents: 0 at the first token of each."""
         if positions is None:
             xp = get_xp(tokens)
-            positions = xp.broadcast_to(xp.arange(tokens.shape[1]), tokens.shape)
+            positions = xp.broadcast_to(xp.arange(tokens.shape[-1]), tokens.shape)
         return self._run(tokens, positions, [None] * len(self.blocks))[0]
 
     def prefill(self, tokens: Any, state: GriffinState, positions: Any = None) -> tuple[Tensor, GriffinState]:
@@ -95,7 +95,7 @@ class Griffin:
         Gradients flow through the recurrent states, not through keys and values cached by an earlier call.
         """
         if positions is None:
-            positions = state.position[:, None] + get_xp(tokens).arange(tokens.shape[1])
+            positions = state.position[:, None] + get_xp(tokens).arange(tokens.shape[-1])
         logits, layers = self._run(tokens, positions, state.layers)
         return logits, GriffinState(positions[:, -1] + 1, tuple(layers))
 
@@ -112,6 +112,8 @@ class Griffin:
 
     def _run(self, tokens: Any, positions: Any, states: Any) -> tuple[Tensor, list]:
         config = self.config
+        if tokens.ndim != 2 or positions.shape != tokens.shape:
+            raise ValueError(f"expected tokens (B, T) and positions alike, got {tokens.shape} and {positions.shape}")
         x = embedding(self.embedding, tokens)  # (B, T, D)
         if config.embed_scale:
             x = x * bfloat16(config.d_model**0.5)
