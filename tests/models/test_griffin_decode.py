@@ -24,7 +24,7 @@ def model_of(name, options, dtype="float64"):
     return model
 
 
-def follow(model, state, tokens):
+def assert_agree_token_by_token(model, state, tokens):
     """Step both forms from one state, and go on from the decoder's; compare logits and states at each token."""
     plain, fast = without_tape(model), decoder(model)
     assert type(fast) is Decoder
@@ -43,7 +43,7 @@ def follow(model, state, tokens):
 @pytest.mark.parametrize("name", MODELS)
 def test_from_the_start(name, options):
     model = model_of(name, options)
-    follow(model, without_tape(model).initial_state(3), np.random.default_rng(1).integers(0, 11, (3, 9)))
+    assert_agree_token_by_token(model, without_tape(model).initial_state(3), np.random.default_rng(1).integers(0, 11, (3, 9)))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -53,7 +53,7 @@ def test_after_packed_documents_of_different_age(name, options):
     positions = np.array([[0, 1, 2, 3, 0, 1], [4, 5, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 0]])
     plain = without_tape(model)
     _, state = plain.prefill(rng.integers(0, 11, (4, 6)), plain.initial_state(4), positions)
-    follow(model, state, rng.integers(0, 11, (4, 7)))
+    assert_agree_token_by_token(model, state, rng.integers(0, 11, (4, 7)))
 
 
 @pytest.mark.parametrize("name", MODELS)
