@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import tinyrec
+
 ROOT = Path(__file__).resolve().parents[1]
 
 OPTIONAL = ["cupy", "matplotlib", "torch", "transformers", "tokenizers", "ml_dtypes", "mpi4py"]  # the extras
@@ -84,3 +86,8 @@ def test_an_effect_is_caught(source, effect, tmp_path):
     (tmp_path / "planted").mkdir()
     (tmp_path / "planted/__init__.py").write_text(source)
     assert import_effects(["planted"], OPTIONAL, tmp_path, tmp_path) == effect
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {tinyrec.__version__}\n" in citation.replace('"', "")
