@@ -36,7 +36,8 @@ os._Environ.__getitem__ = watched
 sys.addaudithook(lambda event, args: event in starts and started.append(event))
 for name in names:
     importlib.import_module(name)
-found = {"environment": sorted(reads), "imports": sorted(set(unwanted.split()) & set(sys.modules)), "starts": started[:1]}
+imported = sorted(set(unwanted.split()) & set(sys.modules))
+found = {"environment": sorted(reads), "imports": imported, "starts": started[:1]}
 with open(report, "w") as file:
     json.dump(found, file)
 """

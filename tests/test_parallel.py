@@ -9,9 +9,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from tinyrec.check import assert_close
 from tinyrec.models import build, make_config
 from tinyrec.nn import parameters
-from tinyrec.ops import cross_entropy, embedding
+from tinyrec.ops import cross_entropy, embedding, where
 from tinyrec.parallel import loss_and_grads
-from tinyrec.tape import NonFiniteError, Tensor, nan_check
+from tinyrec.tape import NonFiniteError, Tensor, nan_check, op
 
 SIZES = dict(vocab_size=11, d_model=8, d_rnn=12, n_heads=2, gate_blocks=3, window=3)
 
@@ -162,3 +162,27 @@ def test_nothing_to_score_is_refused():
     tokens, _ = batch()
     with pytest.raises(ValueError, match="no target is scored: every entry of targets is -1"):
         loss_and_grads(make(), tokens, np.full(tokens.shape, -1), threads=2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_callers_floating_point_modes_hold_in_every_thread(threads):
+    @op
+    def overflows(x):
+        return np.exp(x + 1000.0), ()
+
+    @overflows.vjp
+    def overflows_vjp(g):
+        return g * 0.0
+
+    class Overflowing:
+        def __init__(self):
+            self.w = Tensor(np.zeros(5), requires_grad=True)
+
+        def __call__(self, tokens):
+            return where(tokens[..., None] < 0, overflows(self.w), self.w)
+
+    tokens = np.ones((4, 3), int)
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        loss_and_grads(Overflowing(), tokens, tokens, threads=threads)
+    with np.errstate(over="ignore"):
+        assert loss_and_grads(Overflowing(), tokens, tokens, threads=threads) == pytest.approx(np.log(5.0))

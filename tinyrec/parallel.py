@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from .backend import Array
@@ -29,12 +30,13 @@ def loss_and_grads(model: Any, tokens: Array, targets: Array, threads: int = 1, 
     if not scored:
         raise ValueError("no target is scored: every entry of targets is -1")
     tensors = [tensor for _, tensor in parameters(model)]
-    checking = mode.checking
+    checking, floating_point = mode.checking, np.geterr()  # such modes belong to a thread: hand them on
 
     def shard(rows: slice) -> tuple[float, list[Array]]:
-        mode.checking = checking  # the modes of the tape belong to a thread
-        total = cross_entropy(model(tokens[rows]), targets[rows], reduction="sum") * (1.0 / scored)
-        return total.item(), grad(total * scale, tensors)
+        mode.checking = checking
+        with np.errstate(**floating_point):
+            total = cross_entropy(model(tokens[rows]), targets[rows], reduction="sum") * (1.0 / scored)
+            return total.item(), grad(total * scale, tensors)
 
     results = _in_threads(shard, _shards(len(tokens), threads))
     for i, tensor in enumerate(tensors):

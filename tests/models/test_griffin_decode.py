@@ -43,7 +43,8 @@ def assert_agree_token_by_token(model, state, tokens):
 @pytest.mark.parametrize("name", MODELS)
 def test_from_the_start(name, options):
     model = model_of(name, options)
-    assert_agree_token_by_token(model, without_tape(model).initial_state(3), np.random.default_rng(1).integers(0, 11, (3, 9)))
+    tokens = np.random.default_rng(1).integers(0, 11, (3, 9))
+    assert_agree_token_by_token(model, without_tape(model).initial_state(3), tokens)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
