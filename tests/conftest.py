@@ -11,7 +11,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from tinyrec.tape import Tensor
+from tinyrec.tape import OPS, Tensor
 from tinyrec.walk import grad, is_float
 
 # deadline: the two test processes share their cores, so a slow example says nothing about the code.
@@ -116,3 +116,12 @@ def assert_same() -> Callable:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and cupy_with_a_device() is None:
         pytest.skip("needs CuPy and a CUDA GPU")
+
+
+@pytest.fixture(autouse=True)
+def forget_toy_ops():
+    """Ops that a test defines do not stay in the registry, where the table of cases would miss them."""
+    known = dict(OPS)
+    yield
+    OPS.clear()
+    OPS.update(known)

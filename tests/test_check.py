@@ -9,19 +9,11 @@ import pytest
 
 from tinyrec import ops
 from tinyrec.check import GradcheckError, Report, assert_close, gradcheck
-from tinyrec.tape import OPS, SecondOrderError, Tensor, fused, op
+from tinyrec.tape import SecondOrderError, Tensor, fused, op
 from tinyrec.walk import grad
 
 RNG = np.random.default_rng(0)  # the very seed that a careless checker would use for its tangents
 X, Y, ROW = RNG.standard_normal((2, 7, 5)), RNG.standard_normal((2, 7, 5)), RNG.standard_normal((7, 5))
-
-
-@pytest.fixture(autouse=True)
-def forget_toy_ops():
-    known = dict(OPS)
-    yield
-    OPS.clear()
-    OPS.update(known)
 
 
 def toy(forward, vjp, decorator=op):

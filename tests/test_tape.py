@@ -11,14 +11,6 @@ from tinyrec import ops
 from tinyrec.tape import OPS, Leaf, NonFiniteError, Tensor, fused, nan_check, no_grad, op
 
 
-@pytest.fixture(autouse=True)
-def forget_toy_ops():
-    known = dict(OPS)
-    yield
-    OPS.clear()
-    OPS.update(known)
-
-
 def leaf(*shape, dtype=np.float64):
     return Tensor(np.ones(shape, dtype), requires_grad=True)
 

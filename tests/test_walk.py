@@ -7,16 +7,8 @@ import pytest
 
 from tinyrec import ops
 from tinyrec.check import assert_close
-from tinyrec.tape import OPS, Tensor, no_grad, op
+from tinyrec.tape import Tensor, no_grad, op
 from tinyrec.walk import grad
-
-
-@pytest.fixture(autouse=True)
-def forget_toy_ops():
-    known = dict(OPS)
-    yield
-    OPS.clear()
-    OPS.update(known)
 
 
 def leaf(*numbers):

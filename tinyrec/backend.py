@@ -51,8 +51,8 @@ def to_gpu(x: Array) -> Array:
 def keep_freed_memory() -> bool:
     """Tell the C library to keep the memory of freed arrays for the next ones; True if it understood (glibc does).
 
-    Otherwise every array above a few megabytes is asked of the system, zeroed by it and given back: about a quarter of
-    a training step. For the whole process, so the caller decides; `tinyrec train` does it.
+    Otherwise every array above a few megabytes is asked of the system, zeroed by it and given back, a good part of a
+    training step. For the whole process, so the caller decides; `tinyrec train` does it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -2,6 +2,8 @@
 
 The floor is the time of passing once over the bytes that must be touched, arrays ready, no arithmetic to speak of:
 forward reads a, x and writes h (12 bytes an element), backward reads a, h, dh and writes dx, da (20 bytes).
+
+scan-rows: the two forms of the NumPy scan side by side; below 1 the two-level form is faster.
 """
 
 from collections.abc import Callable
@@ -63,6 +65,21 @@ def torch_side(backward: bool, scan: str) -> Callable[[], object]:
     return call
 
 
+ROWS = (64, 256, 512, 1024)  # numbers in a row, around recurrences/scan.py's SHORT_ROW
+
+
+def row_side(form: str, row: int) -> Callable[[], object]:
+    """One form of the forward over (512, row), arrays ready: "_two_level" or "_loop" of recurrences/scan.py."""
+    import numpy as np
+
+    from tinyrec.recurrences import scan
+
+    rng = np.random.default_rng(0)
+    a, x, h = (rng.random((T, row), dtype=np.float32) for _ in range(3))
+    run, h_init = getattr(scan, form), np.zeros(row, np.float32)
+    return lambda: run(a, x, h_init, h)
+
+
 CASES = [
     Case(
         f"scan/{name}",
@@ -75,4 +92,12 @@ CASES = [
         threads=1,
     )
     for name, backward in [("forward", False), ("forward+backward", True)]
+]
+CASES += [
+    Case(
+        f"scan-rows/{row}",
+        {"tinyrec": partial(row_side, "_two_level", row), "loop": partial(row_side, "_loop", row)},
+        threads=1,
+    )
+    for row in ROWS
 ]

@@ -27,7 +27,7 @@ def naive(u, zr, zi, lam, h_init, *, starts=None):
     r, i = sigmoid(zr), sigmoid(zi)  # (2)
     log_a = r * (softplus(lam) * -C)  # (3)
     a = exp(log_a)  # (4)
-    m = bounded_sqrt(1.0 - exp(log_a * 2.0))  # (5), with the derivative of (11)
+    m = bounded_sqrt(1.0 - exp(log_a * 2.0))  # (5), derivative (11); loses digits as a -> 1, `_decay` does not
     if starts is not None:  # (6)
         a = where(starts[..., None], 0.0, a)
         m = where(starts[..., None], 1.0, m)
@@ -130,9 +130,7 @@ def rglru_vjp(gs, u, r, i, lam, h, h_init, starts):
         dq *= a
         dq *= 2.0
         dlog_a -= dq
-        dlog_a *= a  # (12)
-        if first is not None:
-            dlog_a[first] = 0.0
+        dlog_a *= a  # (12), zero at a document start, where a = 0
         dlog_a *= rt
         dlam += dlog_a.reshape(-1, len(lam)).sum(axis=0)
         dlog_a *= slope

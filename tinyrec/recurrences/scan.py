@@ -1,7 +1,7 @@
 """The diagonal linear recurrence h_t = a_t h_{t-1} + b_t: what RG-LRU, WKV, S6 and QRNN are once their gates are fixed.
 
-Equation numbers are those of docs/recurrences/scan.md. Time is the first axis: one step is then one contiguous row, and
-NumPy walks it 1.8 times faster than slices [:, t]. Any trailing shape (...), any T >= 1.
+Equation numbers are those of docs/recurrences/scan.md. Time is the first axis: one step is then one contiguous row,
+which NumPy walks faster than slices [:, t]. Any trailing shape (...), any T >= 1.
 
 Two forms of the same numbers, chosen by the length of a row:
 - the loop, two NumPy calls per step: long rows (the work of a call outweighs the call);
@@ -16,7 +16,7 @@ from ..backend import get_xp
 from ..ops.shape import concat, getitem, stack
 from ..tape import array_of, op
 
-SHORT_ROW = 700  # numbers in a row below which two levels beat the loop (benchmarks/cases/scan.py measures it)
+SHORT_ROW = 700  # numbers in a row below which two levels beat the loop: `python -m benchmarks scan-rows` measures it
 CHUNK = 32
 
 
@@ -100,17 +100,11 @@ def _filled(gs, a) -> tuple:
 
 def scan_into(a, b, h_init, h) -> None:
     """(1) on plain arrays: a, b (T, ...), h_init (...), written to h (T, ...), which must not be a or b."""
-    xp = get_xp(a)
     if a.ndim == 1:  # a row that is one number must be an array too, to be written to
         return scan_into(a[:, None], b[:, None], h_init.reshape(1), h[:, None])
     if math.prod(a.shape[1:]) < SHORT_ROW and len(a) >= 4 * CHUNK:
         return _two_level(a, b, h_init, h)
-    multiply, add, previous = xp.multiply, xp.add, h_init
-    for at, bt, ht in zip(a, b, h, strict=True):
-        multiply(at, previous, ht)  # the last argument is the result
-        add(ht, bt, ht)
-        previous = ht
-    return None
+    return _loop(a, b, h_init, h)
 
 
 def adjoint_into(a, g, g_last, delta):
@@ -131,6 +125,16 @@ def adjoint_into(a, g, g_last, delta):
         add(gt, carry, dt)
         multiply(at, dt, carry)
     return carry
+
+
+def _loop(a, b, h_init, h) -> None:
+    """(1), two calls a step."""
+    xp = get_xp(a)
+    multiply, add, previous = xp.multiply, xp.add, h_init
+    for at, bt, ht in zip(a, b, h, strict=True):
+        multiply(at, previous, ht)  # the last argument is the result
+        add(ht, bt, ht)
+        previous = ht
 
 
 def _two_level(a, b, h_init, h) -> None:
