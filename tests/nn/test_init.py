@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyrec.nn import lecun_normal, normal, zeros
+from tinyrec.nn import full, lecun_normal, normal, orthogonal, uniform, zeros
 
 
 def test_variances_and_dtypes():
@@ -18,3 +18,23 @@ def test_variances_and_dtypes():
 def test_every_dtype_starts_with_the_same_numbers():
     wide, narrow = (normal(np.random.default_rng(1), (5, 7), 1.0, dtype).data for dtype in ("float64", "float32"))
     assert wide.dtype == np.float64 and (wide.astype("float32") == narrow).all()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)])
+def test_orthogonal(shape):
+    w = orthogonal(np.random.default_rng(2), shape, 0.5, "float64").data
+    short = w if shape[0] <= shape[1] else w.T
+    np.testing.assert_allclose(short @ short.T, 0.25 * np.eye(min(shape)), atol=1e-15)
+
+
+def test_orthogonal_prefers_no_sign():
+    draws = [orthogonal(np.random.default_rng(seed), (3, 3), 1.0, "float64").data for seed in range(300)]
+    share = np.mean([w > 0 for w in draws], axis=0)
+    assert (abs(share - 0.5) < 0.15).all()  # five standard deviations of a fair coin; LAPACK's own signs fail
+
+
+def test_uniform_and_full():
+    w = uniform(np.random.default_rng(3), (300, 200), 0.5)
+    assert w.requires_grad and w.dtype == np.float32 and abs(w.data).max() <= 0.5
+    assert w.data.std() == pytest.approx(0.5 / 3**0.5, rel=0.02) and abs(w.data.mean()) < 0.01
+    assert (full((2, 3), 1.5, "float64").data == np.full((2, 3), 1.5)).all()

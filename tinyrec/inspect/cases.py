@@ -8,6 +8,7 @@ kinks, `distinct` keeps its inputs away from them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,13 +24,26 @@ from ..recurrences.scan import adjoint_scan, scan, times_previous
 
 
 class Case(NamedTuple):
-    """One call of an op. gradient: what the backward of a surrogate must give, (g, *args) -> the expected gradients."""
+    """One call of an op.
+
+    gradient: what the backward of a surrogate must give, (g, *args) -> the expected gradients. reads: what is looked at
+    instead of the outputs, a function of them; for a state of which only a product means something.
+    """
 
     op: Callable
     args: tuple
     static: dict[str, Any]
     constants: tuple[int, ...] = ()  # numbers of the arguments that are floats and yet have no gradient
     gradient: Callable | None = None
+    reads: Callable | None = None
+
+
+def call_of(case: Case, form: Callable | None = None) -> Callable:
+    """The case as a function of its arrays alone; form: the naive twin, say, in place of the op."""
+    call = partial(form or case.op, **case.static)
+    if case.reads is None:
+        return call
+    return lambda *args: case.reads(*call(*args))  # type: ignore[misc]
 
 
 def op_name(op: Callable) -> str:
@@ -41,8 +55,11 @@ def cases(seed: int = 0) -> dict[str, list[Case]]:
     """The cases of every op, by its name in tape.OPS; arrays are float64."""
     table: dict[str, list[Case]] = {}
 
-    def case(op: Callable, *args: Any, constants: tuple = (), gradient: Callable | None = None, **static: Any) -> None:
-        table.setdefault(op_name(op), []).append(Case(op, args, static, constants, gradient))
+    def case(
+        op: Callable, *args: Any, constants: tuple = (), gradient: Callable | None = None,
+        reads: Callable | None = None, **static: Any,
+    ) -> None:  # fmt: skip
+        table.setdefault(op_name(op), []).append(Case(op, args, static, constants, gradient, reads))
 
     for i, family in enumerate((_elementwise, _shape, _reduce, _products, _layers, _attention, _recurrences)):
         family(case, Draw(np.random.default_rng([seed, i])))
@@ -100,6 +117,7 @@ def _elementwise(case: Callable, draw: Draw) -> None:
         gradient=lambda g, q: (g / np.maximum(2.0 * np.sqrt(q), 1e-3),),
     )
     case(ops.relu, distinct(2, 7, 5))
+    case(ops.squared_relu, distinct(2, 7, 5))
     case(ops.softcap, 4.0 * normal(2, 7, 5), cap=3.0)
     case(ops.clip, distinct(2, 7, 5), low=-0.41, high=0.62)
     case(ops.maximum, distinct(2, 7, 5), distinct(7, 5))  # odd multiples of 1/70, even ones: no ties
@@ -178,8 +196,12 @@ def _layers(case: Callable, draw: Draw) -> None:
     case(ops.rmsnorm, normal(5, 2, 7), None, eps=0.1)
     case(ops.layernorm, normal(2, 7, 5), normal(5), normal(5))
     case(ops.layernorm, normal(5, 2, 7), normal(7), normal(7), eps=0.1)
-    case(ops.gelu_gate, normal(2, 7, 5), normal(2, 7, 5))
-    case(ops.gelu_gate, normal(3, 7000), normal(3, 7000))  # more than one tile
+    for gate in (ops.gelu_gate, ops.silu_gate, ops.sigmoid_gate):
+        case(gate, normal(2, 7, 5), normal(2, 7, 5))
+        case(gate, normal(3, 7000), normal(3, 7000))  # more than one tile
+    for shape in ((2, 7, 5), (5, 1, 2), (1, 7, 11000)):  # the last: two steps per tile
+        case(ops.token_shift, normal(*shape), normal(shape[0], shape[2]), normal(shape[2]), normal(shape[2]))
+    case(ops.l2wrap, normal(2, 7, 5), strength=0.5, gradient=_largest_logit_too)
     positions = np.array([[0, 1, 2, 0, 1, 2, 3], [5, 6, 7, 8, 9, 0, 1]])
     for pairing in ("half", "adjacent"):
         cos, sin = rope_tables(positions, 4, dtype="float64")
@@ -187,6 +209,10 @@ def _layers(case: Callable, draw: Draw) -> None:
     case(ops.causal_conv, normal(2, 7, 5), normal(4, 5), normal(5), normal(2, 3, 5))
     case(ops.causal_conv, normal(2, 7, 5), normal(4, 5), normal(5), normal(2, 3, 5), positions=positions)
     case(ops.causal_conv, normal(5, 2, 7), normal(4, 7), normal(7), normal(5, 3, 7))  # shorter than the filter
+
+
+def _largest_logit_too(g: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray]:
+    return (g + np.where(logits == logits.max(axis=-1, keepdims=True), 0.5 * logits, 0.0),)
 
 
 def _attention(case: Callable, draw: Draw) -> None:

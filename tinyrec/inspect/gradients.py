@@ -13,7 +13,7 @@ from ..models import build, make_config
 from ..nn import parameters
 from ..tape import Op, SecondOrderError, Tensor, no_grad
 from ..walk import grad, is_float
-from .cases import Case, cases
+from .cases import Case, call_of, cases
 
 MODEL_STEP = 1e-4  # through a whole network a larger step shows the error of the stencil, of order step^4
 
@@ -52,7 +52,7 @@ def check_op(name: str, its_cases: list[Case], tol: float = 1e-7) -> Row:
 
 def _check_case(case: Case, op: Op, tol: float) -> tuple[float, float | None]:
     """(first, second) order error of one case; second is None where it is not defined."""
-    call = partial(case.op, **case.static)
+    call = call_of(case)
     if case.gradient is not None:
         return _surrogate_error(case, call, tol), None
     check = partial(gradcheck, constants=case.constants, tol=tol)
@@ -60,7 +60,7 @@ def _check_case(case: Case, op: Op, tol: float) -> tuple[float, float | None]:
         report = check(call, *case.args, order=2, name=op.name)
         return report.first, report.second
     _expect_refusal(case, call, op)
-    twin = check(partial(op.twin, **case.static), *case.args, order=2, name=f"the naive twin of {op.name}")
+    twin = check(call_of(case, op.twin), *case.args, order=2, name=f"the naive twin of {op.name}")
     return check(call, *case.args, name=op.name).first, twin.second
 
 

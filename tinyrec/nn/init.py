@@ -21,5 +21,27 @@ def lecun_normal(
     return normal(rng, shape, (scale / fan_in) ** 0.5, dtype)
 
 
+def uniform(rng: np.random.Generator, shape: tuple[int, ...], bound: float, dtype: Any = "float32") -> Tensor:
+    """A parameter with entries U(-bound, bound)."""
+    return Tensor(rng.uniform(-bound, bound, shape).astype(dtype), requires_grad=True)
+
+
+def orthogonal(rng: np.random.Generator, shape: tuple[int, int], gain: float, dtype: Any = "float32") -> Tensor:
+    """A parameter (n, m) with orthogonal columns, or rows if there are fewer rows, of length `gain`.
+
+    Q of the QR decomposition of a Gaussian matrix; with R's diagonal made positive, every Q is equally likely
+    (Saxe et al. 2014; Mezzadri 2007).
+    """
+    long, short = max(shape), min(shape)
+    q, r = np.linalg.qr(rng.standard_normal((long, short)))
+    q *= np.where(np.diag(r) < 0.0, -gain, gain)
+    return Tensor((q if shape[0] >= shape[1] else q.T).astype(dtype), requires_grad=True)
+
+
+def full(shape: tuple[int, ...], value: float, dtype: Any = "float32") -> Tensor:
+    """A parameter with all entries `value`."""
+    return Tensor(np.full(shape, value, dtype), requires_grad=True)
+
+
 def zeros(shape: tuple[int, ...], dtype: Any = "float32") -> Tensor:
-    return Tensor(np.zeros(shape, dtype), requires_grad=True)
+    return full(shape, 0.0, dtype)

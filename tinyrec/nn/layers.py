@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..ops import gelu_gate, linear, rmsnorm
+from ..ops import gelu_gate, layernorm, linear, rmsnorm
 from ..tape import Tensor
-from .init import lecun_normal, zeros
+from .init import full, lecun_normal, zeros
 
 
 class Linear:
@@ -25,13 +25,23 @@ class Linear:
 
 
 class RMSNorm:
-    """y (..., D) = x / rms(x) * (1 + gain), gain = 0 at the start."""
+    """y (..., D) = x / rms(x) * (1 + gain), gain = 0 at the start; or * gain, gain = 1, without one_plus."""
 
-    def __init__(self, d: int, dtype: Any = "float32", eps: float = 1e-6):
-        self.gain, self.eps = zeros((d,), dtype), eps
+    def __init__(self, d: int, dtype: Any = "float32", eps: float = 1e-6, one_plus: bool = True):
+        self.gain, self.eps, self.one_plus = full((d,), 0.0 if one_plus else 1.0, dtype), eps, one_plus
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rmsnorm(x, self.gain, eps=self.eps, one_plus=True)
+        return rmsnorm(x, self.gain, eps=self.eps, one_plus=self.one_plus)
+
+
+class LayerNorm:
+    """y (..., D) = (x - mean) / deviation * gain + bias, gain = 1 and bias = 0 at the start."""
+
+    def __init__(self, d: int, dtype: Any = "float32", eps: float = 1e-5):
+        self.gain, self.bias, self.eps = full((d,), 1.0, dtype), zeros((d,), dtype), eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return layernorm(x, self.gain, self.bias, eps=self.eps)
 
 
 class GatedMLP:

@@ -6,19 +6,21 @@ from typing import Any
 
 from ..tape import Tensor
 from ..walk import backward
-from .activation import gelu, relu, sigmoid, silu, softcap, softplus, tanh
+from .activation import gelu, relu, sigmoid, silu, softcap, softplus, squared_relu, tanh
 from .attention import attention
 from .block_linear import block_linear
 from .conv import causal_conv
 from .elementwise import add, bounded_sqrt, clip, div, exp, log, maximum, mul, neg, pow, sqrt, sub, where
 from .embedding import embedding
-from .gelu_gate import gelu_gate
+from .gates import gelu_gate, sigmoid_gate, silu_gate
+from .l2wrap import l2wrap
 from .matmul import linear, matmul
 from .norm import layernorm, rmsnorm
 from .reduce import logsumexp, max, mean, sum
 from .rope import rope, rope_tables
 from .shape import broadcast_to, concat, getitem, pad, reshape, scatter, split, stack, transpose
 from .softmax import cross_entropy, softmax
+from .token_shift import token_shift
 
 
 def _shape_args(args: tuple) -> tuple[int, ...]:

@@ -64,6 +64,18 @@ def relu_vjp(g, positive):  # dx = g where x > 0
 
 
 @op
+def squared_relu(x):
+    """y = max(x, 0)^2."""
+    y = get_xp(x).maximum(x, 0.0)
+    return y * y, (x,)
+
+
+@squared_relu.vjp
+def squared_relu_vjp(g, x):  # dx = 2 g max(x, 0)
+    return g * (2.0 * relu(x))
+
+
+@op
 def silu(x):
     """y = x sigmoid(x)."""
     return x * sigmoid_of(x), (x,)
