@@ -14,13 +14,18 @@ pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMOS = sorted((ROOT / "demos").glob("plot_*.py"))
+TRAINING = {"plot_rwkv_small_init"}  # takes a minute
 
 
 def test_there_are_demos():
     assert DEMOS
 
 
-@pytest.mark.parametrize("demo", DEMOS, ids=lambda path: path.stem)
+def marked(demo):
+    return pytest.param(demo, id=demo.stem, marks=[pytest.mark.slow] if demo.stem in TRAINING else [])
+
+
+@pytest.mark.parametrize("demo", [marked(demo) for demo in DEMOS])
 def test_a_demo_runs_and_draws(demo, tmp_path):
     """In a process of its own, as a reader runs it; from a copy, so that its figure does not land in the checkout."""
     copy = shutil.copy(demo, tmp_path)

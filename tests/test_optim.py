@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyrec.optim import AdamW, clip_by_global_norm, is_matrix, learning_rate
+from tinyrec.nn import parameters
+from tinyrec.optim import AdamW, adamw_for, clip_by_global_norm, is_matrix, learning_rate
 from tinyrec.tape import Tensor
 
 SHAPES = {"w": (4, 3), "b": (5,), "scale": (), "kernel": (2, 3, 2)}
@@ -169,6 +170,34 @@ def test_what_decays_is_the_callers_choice():
         AdamW(params, 0.1, weight_decay=0.5, decays=decays).step()
         for name, tensor in params:
             np.testing.assert_allclose(tensor.data, before[name] * (0.95 if name in decayed else 1.0), rtol=1e-15)
+
+
+def test_a_parameter_may_have_a_rate_of_its_own():
+    both = [random_params(np.random.default_rng(7)) for _ in range(2)]
+    for params in both:
+        for name, tensor in params:
+            tensor.grad = np.random.default_rng(len(name)).standard_normal(tensor.shape)
+    AdamW(both[0], 0.1, weight_decay=0.5, scale=lambda name: {"w": 3.0, "scale": 0.0}.get(name, 1.0)).step()
+    for (name, tensor), alone in zip(both[0], both[1], strict=True):
+        AdamW([alone], {"w": 0.1 * 3.0, "scale": 0.0}.get(name, 0.1), weight_decay=0.5).step()
+        assert (tensor.data == alone[1].data).all(), name
+
+
+def test_a_model_names_its_own_rates_and_what_must_not_decay():
+    class Model:
+        no_decay, lr_scales = ("a_log",), {"rate": 2.0}
+
+        def __init__(self):
+            self.layer = {"a_log": Tensor(np.ones((2, 3)), True), "w": Tensor(np.ones((2, 3)), True)}
+            self.rate = Tensor(np.ones(3), True)
+
+    model = Model()
+    for _, tensor in parameters(model):
+        tensor.grad = np.zeros(tensor.shape)
+    model.rate.grad[:] = 1.0
+    adamw_for(model, 0.1, 0.5).step()
+    assert (model.layer["a_log"].data == 1.0).all() and (model.layer["w"].data == 0.95).all()
+    np.testing.assert_allclose(model.rate.data, 0.8, rtol=1e-7)
 
 
 def test_zero_grad_forgets():

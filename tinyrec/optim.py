@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, get_xp, to_cpu
+from .nn import parameters
 from .tape import Tensor
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -35,11 +36,11 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 class _Slot:
     """What the optimizer remembers of one parameter."""
 
-    __slots__ = ("decays", "m", "t", "tensor", "v")
+    __slots__ = ("decays", "m", "scale", "t", "tensor", "v")
 
-    def __init__(self, tensor: Tensor, decays: bool):
+    def __init__(self, tensor: Tensor, decays: bool, scale: float):
         xp = get_xp(tensor.data)
-        self.tensor, self.decays = tensor, decays
+        self.tensor, self.decays, self.scale = tensor, decays, scale
         self.m, self.v, self.t = xp.zeros_like(tensor.data), xp.zeros_like(tensor.data), 0
 
 
@@ -50,6 +51,7 @@ class AdamW:
     and on their own device, so a graph recorded before a step must not be walked back after it.
     weight_decay: lambda, for the parameters where decays(name, tensor) is true. As in PyTorch, and unlike line 12, it
     is multiplied by lr, so that the pull towards zero fades together with the updates.
+    scale: scale(name) times lr is the learning rate of that parameter.
 
     A parameter whose `.grad` is None is skipped as a whole: no decay, m and v stay, and its own count t stays, so that
     the bias correction (lines 9 and 10) is right for one that gets its first gradient late.
@@ -63,6 +65,7 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         decays: Callable[[str, Tensor], bool] = is_matrix,
+        scale: Callable[[str], float] = lambda name: 1.0,
     ):
         self.lr, self.betas, self.eps = _at_least_0("lr", lr), (float(betas[0]), float(betas[1])), float(eps)
         self.weight_decay = _at_least_0("weight_decay", weight_decay)
@@ -74,7 +77,7 @@ class AdamW:
         for name, tensor in params:
             if name in self._slots:
                 raise ValueError(f"two parameters have the name {name!r}")
-            self._slots[name] = _Slot(tensor, decays(name, tensor))
+            self._slots[name] = _Slot(tensor, decays(name, tensor), _at_least_0(f"the scale of {name}", scale(name)))
         if not self._slots:
             raise ValueError("there are no parameters to optimize")
         if len({id(slot.tensor) for slot in self._slots.values()}) < len(self._slots):
@@ -90,7 +93,7 @@ class AdamW:
                 continue
             if g.shape != slot.tensor.shape:
                 raise ValueError(f"the gradient of {name} has shape {g.shape}, the parameter has {slot.tensor.shape}")
-            self._update(slot, g, lr)
+            self._update(slot, g, lr * slot.scale)
 
     def _update(self, slot: _Slot, g: Array, lr: float) -> None:
         """Lines 4 to 12 of Algorithm 2. The constants are Python floats: NumPy's would promote float32 to float64."""
@@ -159,6 +162,25 @@ class AdamW:
             slot.m[...] = xp.asarray(state[f"m.{name}"])
             slot.v[...] = xp.asarray(state[f"v.{name}"])
             slot.t = int(state[f"t.{name}"])
+
+
+def adamw_for(model: Any, lr: float, weight_decay: float) -> AdamW:
+    """AdamW with what the model knows about its own parameters, by the last word of their names.
+
+    model.lr_scales, a dict: factors of the learning rate. model.no_decay, a collection: matrices that must not decay.
+    """
+    scales, spared = getattr(model, "lr_scales", {}), getattr(model, "no_decay", ())
+    return AdamW(
+        parameters(model),
+        lr,
+        weight_decay=weight_decay,
+        decays=lambda name, tensor: is_matrix(name, tensor) and _last_word(name) not in spared,
+        scale=lambda name: scales.get(_last_word(name), 1.0),
+    )
+
+
+def _last_word(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def clip_by_global_norm(params: Iterable[tuple[str, Tensor]], max_norm: float) -> float:

@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from .backend import Array
 from .nn import parameters
-from .ops import cross_entropy
+from .ops import cross_entropy, l2wrap
 from .tape import mode
 from .walk import grad
 
@@ -24,18 +24,22 @@ from .walk import grad
 def loss_and_grads(model: Any, tokens: Array, targets: Array, threads: int = 1, scale: float = 1.0) -> float:
     """Mean cross entropy in nats of model(tokens) against targets != -1; tokens, targets (B, T) integers.
 
-    Adds scale * gradient into `.grad` of every parameter. Raises ValueError if nothing is scored.
+    Adds scale * gradient into `.grad` of every parameter, for a model with `l2wrap` that of the penalty too (see
+    ops/l2wrap.py). Raises ValueError if nothing is scored.
     """
     scored = int((targets != -1).sum())
     if not scored:
         raise ValueError("no target is scored: every entry of targets is -1")
-    tensors = [tensor for _, tensor in parameters(model)]
+    tensors, penalty = [tensor for _, tensor in parameters(model)], getattr(model, "l2wrap", 0.0)
     checking, floating_point = mode.checking, np.geterr()  # such modes belong to a thread: hand them on
 
     def shard(rows: slice) -> tuple[float, list[Array]]:
         mode.checking = checking
         with np.errstate(**floating_point):
-            total = cross_entropy(model(tokens[rows]), targets[rows], reduction="sum") * (1.0 / scored)
+            logits = model(tokens[rows])
+            if penalty:
+                logits = l2wrap(logits, strength=penalty * scale / scored)
+            total = cross_entropy(logits, targets[rows], reduction="sum") * (1.0 / scored)
             return total.item(), grad(total * scale, tensors)
 
     results = _in_threads(shard, _shards(len(tokens), threads))

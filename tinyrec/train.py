@@ -26,7 +26,7 @@ from .backend import to_cpu, to_gpu
 from .data import IGNORE_INDEX, VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
 from .models import build
 from .nn import parameters
-from .optim import AdamW, clip_by_global_norm, learning_rate
+from .optim import AdamW, adamw_for, clip_by_global_norm, learning_rate
 from .parallel import loss_and_grads
 from .tape import NonFiniteError, nan_check, no_grad
 
@@ -160,7 +160,7 @@ def start(name: str, config: Any, options: Options) -> State:
     if options.device == "gpu":
         for _, p in parameters(model):
             p.data = to_gpu(p.data)
-    optimizer = AdamW(parameters(model), options.lr, weight_decay=options.weight_decay)
+    optimizer = adamw_for(model, options.lr, options.weight_decay)
     return State(model, optimizer, random.data)
 
 

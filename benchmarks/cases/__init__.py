@@ -10,7 +10,8 @@ from importlib import import_module
 
 Build = Callable[[], Callable[[], object]]
 
-MODULES = ("op_overhead", "scan", "rglru", "train_step", "decode")
+RECURRENCES = ("scan", "rglru", "wkv", "selective_scan", "qrnn", "lstm", "aft")
+MODULES = ("op_overhead", *RECURRENCES, "train_step", "rwkv", "decode")
 
 
 @dataclass(frozen=True)

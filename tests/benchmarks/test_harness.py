@@ -94,7 +94,7 @@ def test_a_failing_worker_says_why():
 
 def test_cases_are_chosen_by_name_or_group():
     assert [case.name for case in chosen(["train_step/hawk"])] == ["train_step/hawk"]
-    assert len(chosen(["decode"])) == 6
+    assert {case.name for case in chosen(["lstm", "qrnn"])} == {"lstm", "qrnn/f", "qrnn/ifo"}
     assert chosen([]) == list(all_cases().values())
     with pytest.raises(SystemExit, match="decoed"):
         chosen(["decoed"])

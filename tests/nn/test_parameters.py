@@ -81,7 +81,7 @@ def test_names_of_a_model():
 @pytest.mark.parametrize("name", MODELS)
 def test_without_tape_is_the_same_model_with_shared_arrays(name):
     rng = np.random.default_rng(0)
-    model = build(name, make_config(name, vocab_size=11, window=3), rng)
+    model = build(name, make_config(name, vocab_size=11), rng)
     plain = without_tape(model)
     assert list(parameters(plain)) == [] and plain.config is not None and plain.name == name
     tokens = rng.integers(0, 11, (2, 9))

@@ -233,6 +233,71 @@ def rglru(u, zr, zi, lam, h_init, starts=None):
     return np.stack(states, axis=1), h
 
 
+@formula
+def wkv(k, v, time_decay, time_first, p, q, o):  # without a gauge, which small numbers do not need
+    a, b, keep, ys = p * np.exp(o), q * np.exp(o), np.exp(-np.exp(time_decay)), []
+    for kt, vt in zip(k.swapaxes(0, 1), v.swapaxes(0, 1), strict=True):
+        now = np.exp(time_first + kt)
+        ys.append((a + now * vt) / (b + now))
+        a, b = keep * a + np.exp(kt) * vt, keep * b + np.exp(kt)
+    return np.stack(ys, axis=1), a, b, np.zeros_like(a)
+
+
+@formula
+def selective_scan(u, dt, a, b, c, d, h_init):
+    h, y = h_init.copy(), np.empty_like(u)
+    for n, t, e in np.ndindex(u.shape):
+        h[n, e] = np.exp(dt[n, t, e] * a[e]) * h[n, e] + dt[n, t, e] * u[n, t, e] * b[n, t]
+        y[n, t, e] = c[n, t] @ h[n, e] + d[e] * u[n, t, e]
+    return y, h
+
+
+@formula
+def lstm(z, w_h, h_init, c_init):
+    h, c, hs = h_init, c_init, []
+    for t in range(z.shape[1]):
+        i, f, g, o = np.split(z[:, t] + h @ w_h, 4, axis=-1)
+        c = c / (1.0 + np.exp(-f)) + np.tanh(g) / (1.0 + np.exp(-i))
+        h = np.tanh(c) / (1.0 + np.exp(-o))
+        hs.append(h)
+    return np.stack(hs, axis=1), h, c
+
+
+@formula
+def qrnn(z, f, i, c_init):
+    c, cs, keep = c_init, [], 1.0 / (1.0 + np.exp(-f))
+    let_in = 1.0 - keep if i is None else 1.0 / (1.0 + np.exp(-i))
+    for t in range(z.shape[1]):
+        c = keep[:, t] * c + let_in[:, t] * np.tanh(z[:, t])
+        cs.append(c)
+    return np.stack(cs, axis=1), c
+
+
+@formula
+def aft_full(k, v, w):
+    out, before = np.empty_like(v[:, : len(w)]), k.shape[1] - len(w)
+    for t in range(len(w)):
+        weights = np.exp(k + w[t][:, None])[:, : before + t + 1]
+        out[:, t] = (weights * v[:, : before + t + 1]).sum(axis=1) / weights.sum(axis=1)
+    return out
+
+
+@formula
+def aft_local(k, v, w, p, q, o, recent_k, recent_v):
+    k, v = np.concatenate([recent_k, k], axis=1), np.concatenate([recent_v, v], axis=1)
+    (time, window), a, b, out = w.shape, p * np.exp(o), q * np.exp(o), []
+    for t in range(time):
+        num, den = a.copy(), b.copy()
+        for i in range(k.shape[1] - time + t + 1):
+            back = k.shape[1] - time + t - i
+            weight = np.exp(k[:, i] + (w[t, back] if back < window else 0.0))
+            num, den = num + weight * v[:, i], den + weight
+        out.append(num / den)
+    for i in range(max(0, k.shape[1] - window + 1)):  # those that will lie outside of the next window
+        a, b = a + np.exp(k[:, i]) * v[:, i], b + np.exp(k[:, i])
+    return np.stack(out, axis=1), a, b, np.zeros_like(a)
+
+
 EVERY_CASE = [(name.split(".")[-1], i, c) for name, cs in cases().items() for i, c in enumerate(cs)]
 
 

@@ -24,7 +24,7 @@ from ..data import Batches, encode, load_text, split_text
 from ..nn import count
 from ..train import Batch, Options, parse_task, scores, streams
 from .console import thousands
-from .models import load_model
+from .models import check_length, load_model, longest
 from .parser import Mistake, Parser, as_mistake
 from .runs import RunFolder
 
@@ -42,9 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.run)
     saved, options = folder.load()
     model = load_model(saved)
-    lengths = sorted(set(arguments.context or [options.context, 4 * options.context]))
+    reach = longest(model.config)
+    lengths = sorted(set(arguments.context or [options.context, min(4 * options.context, reach)]))
     if lengths[0] < 1 or arguments.bytes < 2:
         raise Mistake("--context takes 1 or more, --bytes 2 or more")
+    check_length(model.config, lengths[-1])
     size = thousands(count(model))
     print(f"{saved.name}, {size} parameters, step {saved.step}, trained on windows of {options.context}")
     with threadpool_limits(1):  # the batches are shared among threads, not the matrix products

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from ..data import encode
 from ..generate import generate, stream_text
 from ..train import streams
-from .models import load_model
+from .models import check_length, load_model
 from .parser import Mistake, Parser, as_mistake
 from .runs import RunFolder
 
@@ -39,10 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise Mistake(f"{arguments.run} was trained on the task {options.task}; there is no text in it to generate")
     if not arguments.prompt:
         raise Mistake("the prompt is empty; a model goes on from something, a line feed for instance")
+    model, prompt = load_model(saved), encode(arguments.prompt)
+    check_length(model.config, len(prompt) + arguments.tokens - 1)  # the last token is not read
     with as_mistake(ValueError):
         tokens = generate(
-            load_model(saved),
-            encode(arguments.prompt),
+            model,
+            prompt,
             arguments.tokens,
             temperature=arguments.temperature,
             top_k=arguments.top_k,

@@ -27,7 +27,7 @@ from ..nn import count, parameters
 from ..parallel import loss_and_grads
 from ..tape import no_grad
 from .console import thousands
-from .models import check_model, load_model, model_config
+from .models import check_length, check_model, load_model, longest, model_config
 from .parser import Parser, preset_names
 from .runs import RunFolder
 
@@ -72,6 +72,7 @@ def _overview() -> None:
 
 
 def _model(name: str, config: Any, batch: int, context: int) -> None:
+    check_length(config, context)
     print(f"{name}, options (--model.NAME VALUE)")
     for key, value in asdict(config).items():
         print(f"  {key:16}{list(value) if isinstance(value, tuple) else value}")
@@ -115,7 +116,7 @@ def _sizes(model: Any) -> None:
 @no_grad()
 def _state(model: Any, context: int) -> None:
     print("\nstate that one sequence carries along")
-    for length in (1, context, 4 * context):
+    for length in sorted({int(min(n, longest(model.config))) for n in (1, context, 4 * context)}):
         _, state = model.prefill(np.zeros((1, length), np.int64), model.initial_state(1))
         print(f"  after {length:6} tokens {thousands(state_bytes(state)):>12} bytes")
 

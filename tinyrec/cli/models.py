@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,17 @@ def model_config(name: str, given: dict[str, Any], vocab_size: int) -> Any:
             elif before is not None and type(value) is not type(before):
                 raise Mistake(f"--model.{key} takes a value of type {type(before).__name__}, got {value!r}")
         return make_config(name, preset, vocab_size=vocab_size, **options)
+
+
+def longest(config: Any) -> float:
+    """Tokens that a model of this config can read; inf for all but those with a table of places."""
+    limit = getattr(config, "longest", None)
+    return math.inf if limit is None else limit
+
+
+def check_length(config: Any, tokens: int) -> None:
+    if tokens > longest(config):
+        raise Mistake(f"this model reads at most max_length = {longest(config)} tokens, asked for are {tokens}")
 
 
 def load_model(saved: checkpoint.Run) -> Any:

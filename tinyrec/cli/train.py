@@ -28,7 +28,7 @@ from ..models import MODELS
 from ..nn import count
 from ..train import Options, Source, State, TaskSource, TrainingError, open_source, start, train
 from .console import Table, screen, thousands
-from .models import check_model, load_state, model_config
+from .models import check_length, check_model, load_state, model_config
 from .parser import Mistake, Parser, add_options, as_mistake, given_options, load_preset, program
 from .runs import RunFolder, checksum
 
@@ -73,6 +73,7 @@ def _begin(arguments: argparse.Namespace) -> Start:
         _device_is_there(options)
         source = open_source(options)  # last, because reading a text takes seconds
         config = dataclasses.replace(config, vocab_size=source.vocab_size)
+    check_length(config, options.context)
     what = options.task.partition(":")[0] or Path(options.data).stem
     folder = RunFolder(arguments.run or Path("runs", f"{name}-{what}"))
     folder.create()

@@ -19,8 +19,8 @@ from ..ops.embedding import add_rows
 from ..ops.norm import inner
 from ..ops.rope import rope_tables
 from ..ops.softmax import softmax_error
-from ..recurrences.rglru import rglru
-from ..recurrences.scan import adjoint_scan, scan, times_previous
+from .draw import Draw
+from .recurrence_cases import recurrences
 
 
 class Case(NamedTuple):
@@ -61,31 +61,9 @@ def cases(seed: int = 0) -> dict[str, list[Case]]:
     ) -> None:  # fmt: skip
         table.setdefault(op_name(op), []).append(Case(op, args, static, constants, gradient, reads))
 
-    for i, family in enumerate((_elementwise, _shape, _reduce, _products, _layers, _attention, _recurrences)):
+    for i, family in enumerate((_elementwise, _shape, _reduce, _products, _layers, _attention, recurrences)):
         family(case, Draw(np.random.default_rng([seed, i])))
     return table
-
-
-class Draw:
-    """Random arrays of a given shape."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
-
-    def normal(self, *shape: int) -> np.ndarray:
-        return np.asarray(self.rng.standard_normal(shape))
-
-    def positive(self, *shape: int) -> np.ndarray:
-        """Between 1/2 and 2: clear of zero, for log, sqrt and div."""
-        return np.asarray(self.rng.uniform(0.5, 2.0, shape))
-
-    def distinct(self, *shape: int) -> np.ndarray:
-        """The odd multiples of 1/n between -1 and 1, shuffled: no ties, none near zero."""
-        n = int(np.prod(shape))
-        return self.rng.permutation((2.0 * np.arange(n) + 1.0) / n - 1.0).reshape(shape)
-
-    def integers(self, stop: int, *shape: int, start: int = 0) -> np.ndarray:
-        return self.rng.integers(start, stop, shape)
 
 
 def _elementwise(case: Callable, draw: Draw) -> None:
@@ -223,15 +201,3 @@ def _attention(case: Callable, draw: Draw) -> None:
     case(ops.attention, normal(2, 7, 4, 5), normal(2, 10, 1, 5), normal(2, 10, 1, 5), reach=reach)
     reach = draw.integers(9, 1, 131)
     case(ops.attention, normal(1, 131, 2, 3), normal(1, 133, 1, 3), normal(1, 133, 1, 3), reach=reach)  # three chunks
-
-
-def _recurrences(case: Callable, draw: Draw) -> None:
-    normal, uniform = draw.normal, draw.rng.uniform
-    for time, *rest in ((7, 2, 5), (1, 5, 2), (3, 800), (131, 3)):  # the loop; T = 1; long rows; two levels
-        case(scan, uniform(0.2, 0.9, (time, *rest)), normal(time, *rest), normal(*rest))
-        case(adjoint_scan, uniform(0.2, 0.9, (time, *rest)), normal(time, *rest), normal(*rest))
-        case(times_previous, normal(time, *rest), normal(time, *rest), normal(*rest))
-    for batch, time, width in ((2, 7, 5), (5, 2, 7), (5, 1, 2), (1, 2, 13000)):  # the last: one time step per tile
-        gates = [normal(batch, time, width) for _ in range(3)]
-        starts = draw.rng.random((batch, time)) < 0.3 if batch == 5 else None
-        case(rglru, *gates, uniform(-4.0, -1.0, width), normal(batch, width), starts=starts)

@@ -12,9 +12,15 @@ from ..models import build, entry
 from ..nn import parameters
 from ..suggest import check_known
 from .griffin import GRIFFIN, RECURRENTGEMMA_HF
+from .mamba import MAMBA, MAMBA_HF
 from .rules import Family
+from .rwkv import RWKV4, RWKV4_HF
 
-FAMILIES: dict[str, Family] = {"griffin": GRIFFIN, "recurrentgemma-hf": RECURRENTGEMMA_HF}
+FAMILIES: dict[str, Family] = {
+    "griffin": GRIFFIN, "recurrentgemma-hf": RECURRENTGEMMA_HF,
+    "rwkv4": RWKV4, "rwkv4-hf": RWKV4_HF,
+    "mamba": MAMBA, "mamba-hf": MAMBA_HF,
+}  # fmt: skip
 
 
 def from_official(family: str, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Any:
@@ -27,7 +33,13 @@ def from_official(family: str, arrays: Mapping[str, np.ndarray], config: Mapping
     dtype = np.result_type(*arrays.values()) if arrays else "float32"
     model = build(name, ours, np.random.default_rng(0), dtype)
     tensors, rules = dict(parameters(model)), reader.rules(ours)
-    complaints = [f"unknown {n}" for n in arrays if n not in {rule.official for rule in rules}]
+    known = {rule.official for rule in rules} | reader.tied.keys()
+    complaints = [f"unknown {n}" for n in arrays if n not in known]
+    complaints += [
+        f"{copy} is not equal to {original}, to which it is tied"
+        for copy, original in reader.tied.items()
+        if copy in arrays and original in arrays and not np.array_equal(arrays[copy], arrays[original])
+    ]
     for rule in rules:
         if rule.official not in arrays:
             complaints.append(f"missing {rule.official}")
@@ -47,7 +59,8 @@ def from_official(family: str, arrays: Mapping[str, np.ndarray], config: Mapping
 def to_official(model: Any, what: str = "data", family: str | None = None) -> dict[str, np.ndarray]:
     """The model's parameters (what="data") or their gradients (what="grad"; zeros where none) under official names.
 
-    family: which names; by default those of the paper's own code.
+    family: which names; by default those of the paper's own code. A tensor that repeats another one there is written
+    with the data; the gradient of the original is that of both.
     """
     if what not in ("data", "grad"):
         raise ValueError(f"what must be 'data' or 'grad', got {what!r}")
@@ -56,7 +69,8 @@ def to_official(model: Any, what: str = "data", family: str | None = None) -> di
     for name, tensor in parameters(model):
         array = tensor.data if what == "data" else tensor.grad
         arrays[name] = to_cpu(tensor.data) * 0 if array is None else to_cpu(array)
-    return {
+    official = {
         rule.official: np.ascontiguousarray(rule.to_official(*(arrays[n] for n in rule.ours)))
         for rule in reader.rules(model.config)
     }
+    return official | {copy: official[original].copy() for copy, original in reader.tied.items() if what == "data"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +19,14 @@ class Rule(NamedTuple):
 
 
 class Family(NamedTuple):
-    """config: their fields -> (our model name, our config); rules: our config -> the list of Rules."""
+    """config: their fields -> (our model name, our config); rules: our config -> the list of Rules.
+
+    tied: official names of tensors that repeat another one, {copy: original}. They may be left out.
+    """
 
     config: Callable[[Mapping[str, Any]], tuple[str, Any]]
     rules: Callable[[Any], list[Rule]]
+    tied: Mapping[str, str] = MappingProxyType({})
 
 
 def same(official: str, ours: str) -> Rule:

@@ -7,9 +7,18 @@ from typing import Any, NamedTuple
 
 from ..nn import without_tape
 from ..suggest import check_known
+from . import baselines_config, griffin_config, mamba_config, rwkv_config
+from .baselines import Baseline
+from .baselines_config import BaselineConfig
 from .griffin import Griffin
-from .griffin_config import GRIFFIN, HAWK, PRESETS, TRANSFORMER, GriffinConfig
-from .griffin_decode import Decoder
+from .griffin_config import GRIFFIN, HAWK, TRANSFORMER, GriffinConfig
+from .griffin_decode import Decoder as GriffinDecoder
+from .mamba import Mamba
+from .mamba_config import MambaConfig
+from .mamba_decode import Decoder as MambaDecoder
+from .rwkv import RWKV
+from .rwkv_config import RWKVConfig
+from .rwkv_decode import Decoder as RWKVDecoder
 
 
 class Entry(NamedTuple):
@@ -23,12 +32,19 @@ class Entry(NamedTuple):
 
 
 MODELS: dict[str, Entry] = {
-    name: Entry("griffin", Griffin, GriffinConfig, PRESETS, {"pattern": pattern})
-    for name, pattern in (("hawk", HAWK), ("griffin", GRIFFIN), ("transformer", TRANSFORMER))
+    **{
+        name: Entry("griffin", Griffin, GriffinConfig, griffin_config.PRESETS, {"pattern": pattern})
+        for name, pattern in (("hawk", HAWK), ("griffin", GRIFFIN), ("transformer", TRANSFORMER))
+    },
+    "rwkv": Entry("rwkv4", RWKV, RWKVConfig, rwkv_config.PRESETS, {}),
+    "mamba": Entry("mamba", Mamba, MambaConfig, mamba_config.PRESETS, {}),
+    **{
+        name: Entry("baseline", Baseline, BaselineConfig, baselines_config.PRESETS, {"mixer": name})
+        for name in ("lstm", "qrnn", "aft")
+    },
 }
 
-
-DECODERS: dict[type, type] = {Griffin: Decoder}
+DECODERS: dict[type, type] = {Griffin: GriffinDecoder, Mamba: MambaDecoder, RWKV: RWKVDecoder}
 
 
 def decoder(model: Any) -> Any:

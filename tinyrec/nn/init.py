@@ -38,6 +38,11 @@ def orthogonal(rng: np.random.Generator, shape: tuple[int, int], gain: float, dt
     return Tensor((q if shape[0] >= shape[1] else q.T).astype(dtype), requires_grad=True)
 
 
+def parameter(values: Any, dtype: Any = "float32") -> Tensor:
+    """A parameter with these entries: an array or a list of numbers."""
+    return Tensor(np.asarray(values).astype(dtype), requires_grad=True)
+
+
 def full(shape: tuple[int, ...], value: float, dtype: Any = "float32") -> Tensor:
     """A parameter with all entries `value`."""
     return Tensor(np.full(shape, value, dtype), requires_grad=True)

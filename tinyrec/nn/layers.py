@@ -20,6 +20,13 @@ class Linear:
         self.w = lecun_normal(rng, (n, m), n, dtype, scale)
         self.b = zeros((m,), dtype) if bias else None
 
+    @classmethod
+    def of(cls, w: Tensor, b: Tensor | None = None) -> Linear:
+        """The layer with these parameters, w (N, M) and b (M,)."""
+        layer = object.__new__(cls)
+        layer.w, layer.b = w, b
+        return layer
+
     def __call__(self, x: Tensor) -> Tensor:
         return linear(x, self.w) if self.b is None else linear(x, self.w, self.b)
 

@@ -1,0 +1,59 @@
+"""The cases of the recurrences, for the table in cases.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..recurrences.aft import aft_full, aft_local
+from ..recurrences.lstm import lstm
+from ..recurrences.qrnn import qrnn
+from ..recurrences.rglru import rglru
+from ..recurrences.scan import adjoint_scan, scan, times_previous
+from ..recurrences.selective_scan import selective_scan
+from ..recurrences.wkv import wkv
+from ..tape import array_of
+from .draw import Draw
+
+
+def recurrences(case: Callable, draw: Draw) -> None:
+    normal, uniform = draw.normal, draw.rng.uniform
+    for time, *rest in ((7, 2, 5), (1, 5, 2), (3, 800), (131, 3)):  # the loop; T = 1; long rows; two levels
+        case(scan, uniform(0.2, 0.9, (time, *rest)), normal(time, *rest), normal(*rest))
+        case(adjoint_scan, uniform(0.2, 0.9, (time, *rest)), normal(time, *rest), normal(*rest))
+        case(times_previous, normal(time, *rest), normal(time, *rest), normal(*rest))
+    for batch, time, width in ((2, 7, 5), (5, 2, 7), (5, 1, 2), (1, 2, 13000)):  # the last: one time step per tile
+        gates = [normal(batch, time, width) for _ in range(3)]
+        starts = draw.rng.random((batch, time)) < 0.3 if batch == 5 else None
+        case(rglru, *gates, uniform(-4.0, -1.0, width), normal(batch, width), starts=starts)
+    for batch, time, width in ((2, 7, 5), (5, 2, 7), (5, 1, 2), (1, 21, 3)):
+        k, v, sums = normal(batch, time, width), normal(batch, time, width), _first_sums(draw, batch, width)
+        case(wkv, k, v, uniform(-3.0, 1.0, width), normal(width), *sums, constants=(6,), reads=_without_gauge)
+    for batch, time, width, states in ((2, 7, 5, 3), (5, 2, 3, 7), (5, 1, 2, 3), (1, 35, 2, 3)):
+        u, dt = normal(batch, time, width), uniform(0.05, 1.0, (batch, time, width))
+        a, h_init = uniform(-2.0, -0.1, (width, states)), normal(batch, width, states)
+        case(selective_scan, u, dt, a, *(normal(batch, time, states) for _ in range(2)), normal(width), h_init)
+    for batch, time, width in ((2, 7, 5), (5, 2, 3), (5, 1, 2)):
+        z, w_h = normal(batch, time, 4 * width), normal(width, 4 * width)
+        case(lstm, z, w_h, normal(batch, width), normal(batch, width))
+        gates = [normal(batch, time, width) for _ in range(3)]
+        case(qrnn, *gates, normal(batch, width))
+        case(qrnn, *gates[:2], None, normal(batch, width))
+    for batch, time, width, before in ((2, 7, 5, 0), (5, 2, 7, 3), (5, 1, 2, 1), (1, 70, 2, 1)):
+        k, v = normal(batch, before + time, width), normal(batch, before + time, width)
+        case(aft_full, k, v, normal(time, before + time))
+        recent, sums = (k[:, :before], v[:, :before]), _first_sums(draw, batch, width)
+        w = normal(time, 4)
+        case(aft_local, k[:, before:], v[:, before:], w, *sums, *recent, constants=(5,), reads=_without_gauge)
+
+
+def _first_sums(draw: Draw, batch: int, width: int) -> tuple:
+    """A state p, q, o (B, C) of WKV and AFT: of a past that has been, so that q is positive."""
+    return draw.normal(batch, width), draw.positive(batch, width), draw.normal(batch, width)
+
+
+def _without_gauge(y: Any, p: Any, q: Any, o: Any) -> tuple:
+    """The output and the sums that the state stands for, p e^o and q e^o; the gauge o alone means nothing."""
+    return y, p * np.exp(array_of(o)), q * np.exp(array_of(o))
