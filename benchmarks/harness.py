@@ -120,6 +120,9 @@ def show(results: list[Result]) -> None:
         scaled = [t * scale for t in r.rounds]
         table.add_row(r.case, r.side, times, spread(scaled, ".4g"), f"{1 / time:.4g}", memory, others, *ratio)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for r in results:
+        if r.missing:
+            print(f"{r.case}, {r.side}: {r.missing}")
 
 
 def machine() -> dict:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.cases import Case
-from benchmarks.cases.train_step import KINDS, VOCAB, tinyrec_model, torch_model
+from benchmarks.cases.train_step import KINDS, VOCAB, tinyrec_griffin, torch_model
 
 TOKENS_PER_CALL = 16
 
 
-def tinyrec_side(kind: str, context: int) -> Callable[[], object]:
+def tinyrec_writing(build: Callable[[], object], context: int) -> Callable[[], object]:
+    """Tokens from the model that build() makes."""
     import numpy as np
     from threadpoolctl import threadpool_limits
 
@@ -21,7 +22,7 @@ def tinyrec_side(kind: str, context: int) -> Callable[[], object]:
     from tinyrec.nn import without_tape
 
     threadpool_limits(1)  # as `tinyrec generate` does: one token is too little work to share
-    model = tinyrec_model(kind)
+    model = build()
     reader, writer = without_tape(model), decoder(model)  # as it does, too
     tokens = np.random.default_rng(0).integers(0, VOCAB, (1, context))
     logits, state = reader.prefill(tokens, reader.initial_state(1))
@@ -57,7 +58,10 @@ def torch_side(kind: str, context: int) -> Callable[[], object]:
 CASES = [
     Case(
         f"decode/{kind}@{context}",
-        {"tinyrec": partial(tinyrec_side, kind, context), "torch": partial(torch_side, kind, context)},
+        {
+            "tinyrec": partial(tinyrec_writing, partial(tinyrec_griffin, kind), context),
+            "torch": partial(torch_side, kind, context),
+        },
         per_call=TOKENS_PER_CALL,
         unit="token",
     )

@@ -9,50 +9,23 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.cases import Case
-from benchmarks.cases.decode import TOKENS_PER_CALL
-from benchmarks.cases.train_step import LEARNING_RATE, VOCAB, B, D, T
+from benchmarks.cases.decode import TOKENS_PER_CALL, tinyrec_writing
+from benchmarks.cases.train_step import LEARNING_RATE, VOCAB, B, D, T, tinyrec_model, tinyrec_training
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from torch import nn
 
 LAYERS = 4
 
 
-def tinyrec_model() -> "Any":
-    import numpy as np
-
-    from tinyrec.models import build, make_config
-
-    config = make_config("rwkv", d_model=D, n_layers=LAYERS, vocab_size=VOCAB, l2wrap=0.0)  # PyTorch's sides have none
-    return build("rwkv", config, np.random.default_rng(0))
+# PyTorch's sides have no L2Wrap.
+tinyrec_rwkv = partial(tinyrec_model, "rwkv", n_layers=LAYERS, l2wrap=0.0)
 
 
 def torch_model(form: str) -> "nn.Module":
     from benchmarks.torch_rwkv import RWKV, Config, huggingface
 
     return huggingface(Config(VOCAB, D, LAYERS)) if form == "hf" else RWKV(Config(VOCAB, D, LAYERS, form))
-
-
-def tinyrec_train() -> Callable[[], object]:
-    import numpy as np
-
-    from tinyrec.nn import parameters
-    from tinyrec.optim import AdamW, clip_by_global_norm
-    from tinyrec.parallel import loss_and_grads
-
-    model = tinyrec_model()
-    optimizer = AdamW(parameters(model), LEARNING_RATE)
-    tokens = np.random.default_rng(0).integers(0, VOCAB, (B, T + 1))
-
-    def call() -> None:
-        optimizer.zero_grad()
-        loss_and_grads(model, tokens[:, :-1], tokens[:, 1:], threads=2)
-        clip_by_global_norm(parameters(model), 1.0)
-        optimizer.step()
-
-    return call
 
 
 def torch_train(form: str) -> Callable[[], object]:
@@ -64,29 +37,6 @@ def torch_train(form: str) -> Callable[[], object]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     tokens = torch.randint(0, VOCAB, (B, T + 1))
     return lambda: train_step(model, optimizer, tokens)
-
-
-def tinyrec_decode(context: int) -> Callable[[], object]:
-    import numpy as np
-    from threadpoolctl import threadpool_limits
-
-    from tinyrec.models import decoder
-    from tinyrec.nn import without_tape
-
-    threadpool_limits(1)  # as `tinyrec generate` does: one token is too little work to share
-    model = tinyrec_model()
-    reader, writer = without_tape(model), decoder(model)  # as it does, too
-    tokens = np.random.default_rng(0).integers(0, VOCAB, (1, context))
-    logits, state = reader.prefill(tokens, reader.initial_state(1))
-    token = logits[:, -1].argmax(-1)  # (1,)
-
-    def call() -> None:
-        nonlocal token, state
-        for _ in range(TOKENS_PER_CALL):
-            logits, state = writer.step(token, state)
-            token = logits.argmax(-1)
-
-    return call
 
 
 def torch_decode(context: int) -> Callable[[], object]:
@@ -126,7 +76,7 @@ def huggingface_decode(context: int) -> Callable[[], object]:
 
 
 TRAIN = {
-    "tinyrec": tinyrec_train,
+    "tinyrec": partial(tinyrec_training, tinyrec_rwkv),
     "torch": partial(torch_train, "loop"),
     "torch-fused": partial(torch_train, "fused"),
     "torch-hf": partial(torch_train, "hf"),
@@ -134,7 +84,8 @@ TRAIN = {
 
 
 def decode_sides(context: int) -> dict:
-    sides = {"tinyrec": tinyrec_decode, "torch": torch_decode, "torch-hf": huggingface_decode}
+    ours = partial(tinyrec_writing, tinyrec_rwkv)
+    sides = {"tinyrec": ours, "torch": torch_decode, "torch-hf": huggingface_decode}
     return {name: partial(side, context) for name, side in sides.items()}
 
 

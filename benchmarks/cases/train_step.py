@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from benchmarks.cases import Case
 
 if TYPE_CHECKING:
-    import tinyrec.models.griffin
+    from typing import Any
+
     from benchmarks.torch_griffin import Griffin
 
 B, T, VOCAB = 8, 256, 256
@@ -25,14 +26,15 @@ KINDS = {
 }
 
 
-def tinyrec_side(kind: str) -> Callable[[], object]:
+def tinyrec_training(build: Callable[[], "Any"]) -> Callable[[], object]:
+    """One step of the model that build() makes."""
     import numpy as np
 
     from tinyrec.nn import parameters
     from tinyrec.optim import AdamW, clip_by_global_norm
     from tinyrec.parallel import loss_and_grads
 
-    model = tinyrec_model(kind)
+    model = build()
     optimizer = AdamW(parameters(model), LEARNING_RATE)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (B, T + 1))
 
@@ -45,17 +47,20 @@ def tinyrec_side(kind: str) -> Callable[[], object]:
     return call
 
 
-def tinyrec_model(kind: str) -> "tinyrec.models.griffin.Griffin":
+def tinyrec_model(name: str, **options: "Any") -> "Any":
     import numpy as np
 
     from tinyrec.models import build, make_config
 
+    return build(name, make_config(name, d_model=D, vocab_size=VOCAB, **options), np.random.default_rng(0))
+
+
+def tinyrec_griffin(kind: str) -> "Any":
     names = {"recurrent": "recurrent", "attention": "local" if kind == "griffin" else "global"}
     pattern = tuple(names[k] for k in KINDS[kind])
     name = {"hawk": "hawk", "griffin": "griffin", "mqa": "transformer"}[kind]
-    sizes = {"d_model": D, "d_rnn": E, "n_heads": HEADS, "gate_blocks": HEADS, "window": WINDOW, "vocab_size": VOCAB}
-    config = make_config(name, n_layers=len(pattern), pattern=pattern, **sizes)
-    return build(name, config, np.random.default_rng(0))
+    sizes = {"d_rnn": E, "n_heads": HEADS, "gate_blocks": HEADS, "window": WINDOW}
+    return tinyrec_model(name, n_layers=len(pattern), pattern=pattern, **sizes)
 
 
 def torch_model(kind: str, scan: str, context: int) -> "Griffin":
@@ -81,7 +86,8 @@ def torch_side(kind: str, scan: str) -> Callable[[], object]:
 
 
 def sides(kind: str) -> dict:
-    both = {"tinyrec": partial(tinyrec_side, kind), "torch": partial(torch_side, kind, "official")}
+    ours = partial(tinyrec_training, partial(tinyrec_griffin, kind))
+    both = {"tinyrec": ours, "torch": partial(torch_side, kind, "official")}
     return both if kind == "mqa" else both | {"torch-unbind": partial(torch_side, kind, "unbind")}
 
 

@@ -69,9 +69,9 @@ def token_shift_vjp(gs, x, last, *mus):
         product, ones = xp.empty_like(difference), xp.ones(len(difference), x.dtype)
         for g, mu, dmu in used:
             dmu += ones @ xp.multiply(g[n, piece], difference, out=product)
-            xp.multiply(g[n, piece], mu, out=product)
-            to_now += product
-            to_before += xp.subtract(g[n, piece], product, out=product)
+            to_now += xp.multiply(g[n, piece], mu, out=product)
+            to_before += g[n, piece]
+        to_before -= to_now
         to_now[:-1] += to_before[1:]
         dx[n, piece] = to_now
         before = dlast[n] if piece.start == 0 else dx[n, piece.start - 1]

@@ -14,7 +14,7 @@ from ..backend import get_xp
 from ..ops.activation import sigmoid, sigmoid_of, tanh
 from ..ops.shape import getitem, stack
 from ..tape import fused
-from .scan import adjoint_into, scan_into
+from .scan import adjoint_into, scan_into, time_tiles
 
 TILE = 48 * 1024  # numbers worked on at a time, 192 kB in float32
 
@@ -28,12 +28,6 @@ def naive(z, f, i, c_init):
         c = getitem(f, index=(slice(None), t)) * c + getitem(b, index=(slice(None), t))  # (3)
         cells.append(c)
     return stack(*cells, axis=1), c
-
-
-def _time_tiles(batch: int, time: int, width: int) -> list[slice]:
-    """Cut time into pieces of about TILE numbers of an array (B, T, C)."""
-    steps = max(1, TILE // (batch * width))
-    return [slice(t, min(t + steps, time)) for t in range(0, time, steps)]
 
 
 @fused(naive)
@@ -51,7 +45,7 @@ def qrnn(z, f, i, c_init):
     zs, fs = (xp.empty((time, batch, width), z.dtype) for _ in range(2))  # time first, as the scan reads them
     inputs = None if i is None else xp.empty_like(zs)
     c, state = xp.empty(z.shape, z.dtype), c_init
-    for tile in _time_tiles(*z.shape):
+    for tile in time_tiles(z.shape, TILE):
         zt, ft = zs[tile], fs[tile]
         xp.tanh(z[:, tile].swapaxes(0, 1), out=zt)
         ft[...] = sigmoid_of(f[:, tile].swapaxes(0, 1))  # (1)
@@ -75,7 +69,7 @@ def qrnn_vjp(gs, zs, fs, inputs, c, c_init):
     dz, df = xp.empty_like(c), xp.empty_like(c)
     di = None if inputs is None else xp.empty_like(c)
     carry = xp.zeros_like(c_init) if dc_last is None else dc_last
-    for tile in reversed(_time_tiles(*c.shape)):
+    for tile in reversed(time_tiles(c.shape, TILE)):
         zt, ft = zs[tile], fs[tile]
         delta = xp.zeros_like(zt) if dc is None else dc[:, tile].swapaxes(0, 1).copy()
         carry = adjoint_into(ft, delta, carry, delta)  # (4), and after the last tile (8)

@@ -15,7 +15,7 @@ from ..ops.activation import sigmoid, sigmoid_of, softplus
 from ..ops.elementwise import bounded_sqrt, exp, where
 from ..ops.shape import getitem, stack
 from ..tape import fused
-from .scan import adjoint_into, scan_into
+from .scan import adjoint_into, scan_into, time_major, time_tiles
 
 C = 8.0
 MAX_SLOPE = 1000.0  # of the square root: the bounded derivative (11)
@@ -37,17 +37,6 @@ def naive(u, zr, zi, lam, h_init, *, starts=None):
         h = getitem(a, index=(slice(None), t)) * h + getitem(b, index=(slice(None), t))  # (7)
         states.append(h)
     return stack(*states, axis=1), h
-
-
-def _time_tiles(u) -> list[slice]:
-    """Cut time into pieces of about TILE numbers of u (B, T, E)."""
-    steps = max(1, TILE // (u.shape[0] * u.shape[2]))
-    return [slice(t, min(t + steps, u.shape[1])) for t in range(0, u.shape[1], steps)]
-
-
-def _time_major(x, tile: slice):
-    """A contiguous copy (t, B, E) of x[:, tile], x (B, T, E); always a copy, the callers work in place."""
-    return x[:, tile].swapaxes(0, 1).copy()
 
 
 def _decay(r, slope, starts) -> tuple:
@@ -89,8 +78,8 @@ def rglru(u, zr, zi, lam, h_init, *, starts=None):
         return (h, h[:, 0].copy()), (u, r, i, lam, h, h_init, starts)
     h = xp.empty_like(u)
     state = h_init
-    for tile in _time_tiles(u):
-        a, m = _decay(_time_major(r, tile), slope, None if starts is None else starts[:, tile].T)
+    for tile in time_tiles(u.shape, TILE):
+        a, m = _decay(time_major(r, tile), slope, None if starts is None else starts[:, tile].T)
         m *= i[:, tile].swapaxes(0, 1)
         m *= u[:, tile].swapaxes(0, 1)
         states = xp.empty_like(m)
@@ -107,14 +96,14 @@ def rglru_vjp(gs, u, r, i, lam, h, h_init, starts):
     du, dzr, dzi, dlam = xp.empty_like(u), xp.empty_like(u), xp.empty_like(u), xp.zeros_like(lam)
     slope = softplus(lam) * -C
     carry = xp.zeros_like(h_init) if dh_last is None else dh_last
-    for tile in reversed(_time_tiles(u)):
-        ut, rt, it = _time_major(u, tile), _time_major(r, tile), _time_major(i, tile)
+    for tile in reversed(time_tiles(u.shape, TILE)):
+        ut, rt, it = time_major(u, tile), time_major(r, tile), time_major(i, tile)
         ht = xp.empty_like(ut)  # h_{t-1}
         ht[0] = h_init if tile.start == 0 else h[:, tile.start - 1]
         ht[1:] = h[:, tile.start : tile.stop - 1].swapaxes(0, 1)
         first = None if starts is None else starts[:, tile].T
         a, m = _decay(rt, slope, first)
-        delta = xp.zeros_like(ut) if dh is None else _time_major(dh, tile)
+        delta = xp.zeros_like(ut) if dh is None else time_major(dh, tile)
         carry = adjoint_into(a, delta, carry, delta)  # (8), and after the last tile (16)
         dgx = delta * m  # (9)
         dut = dgx * it

@@ -98,6 +98,18 @@ def _filled(gs, a) -> tuple:
     return tuple(zeros(shape, a.dtype) if g is None else g for g, shape in zip(gs, (a.shape, a.shape[1:]), strict=True))
 
 
+def time_tiles(shape: tuple[int, ...], numbers: int, least: int = 1) -> list[slice]:
+    """Cut the time of an array (B, T, C) into tiles of about so many numbers, of `least` steps or more each."""
+    batch, time, width = shape
+    steps = max(least, numbers // (batch * width))
+    return [slice(t, min(t + steps, time)) for t in range(0, time, steps)]
+
+
+def time_major(x, tile: slice):
+    """A contiguous copy (t, B, C) of x[:, tile], x (B, T, C); a copy also when B = 1: callers work in place."""
+    return x[:, tile].swapaxes(0, 1).copy()
+
+
 def scan_into(a, b, h_init, h) -> None:
     """(1) on plain arrays: a, b (T, ...), h_init (...), written to h (T, ...), which must not be a or b."""
     if a.ndim == 1:  # a row that is one number must be an array too, to be written to

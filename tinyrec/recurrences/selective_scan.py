@@ -63,10 +63,9 @@ def selective_scan(u, dt, a, b, c, d, h_init):
     states[0] = h_init.swapaxes(1, 2)
     for rows in groups:
         for k, tile in enumerate(tiles):
-            ut, dtt, bt, ct, yt = (_time_major(x, rows, tile) for x in (u, dt, b, c, y))
+            ut, dtt, bt, ct = (_time_major(x, rows, tile) for x in (u, dt, b, c))
             _, _, h = _run(ut, dtt, a_t, bt, states[k, rows], buffers)
-            xp.matmul(ct[:, :, None], h[1:], out=yt[:, :, None])
-            yt += d * ut  # (4)
+            y[rows, tile] = ((ct[:, :, None] @ h[1:])[:, :, 0] + d * ut).swapaxes(0, 1)  # (4)
             if k + 1 < len(tiles):
                 states[k + 1, rows] = h[-1]
         h_last[rows] = h[-1].swapaxes(1, 2)
@@ -88,17 +87,16 @@ def selective_scan_vjp(gs, u, dt, a, b, c, d, states):
         carry = xp.zeros_like(states[0, rows]) if dh_last is None else dh_last[rows].swapaxes(1, 2)
         for k, tile in reversed(list(enumerate(tiles))):
             ut, dtt, bt, ct, dyt = (_time_major(x, rows, tile) for x in (u, dt, b, c, dy))
-            dut, ddtt, dbt, dct = (_time_major(x, rows, tile) for x in (du, ddt, db, dc))
             decay, x, h = _run(ut, dtt, a_t, bt, states[k, rows], buffers)  # again; h[t] is h_{t-1} of the formulas
-            xp.matmul(h[1:], dyt[..., None], out=dct[..., None])  # (7)
+            dc[rows, tile] = (h[1:] @ dyt[..., None])[..., 0].swapaxes(0, 1)  # (7)
             delta = xp.multiply(dyt[:, :, None], ct[..., None], out=x)  # (5)
             carry = adjoint_into(decay, delta, carry, delta)  # (6), and after the first tile (15)
-            xp.matmul(delta, (dtt * ut)[..., None], out=dbt[..., None])  # (9)
-            w = xp.matmul(bt[:, :, None], delta)[:, :, 0]  # (10)
-            dut[...] = d * dyt + dtt * w  # (11)
+            db[rows, tile] = (delta @ (dtt * ut)[..., None])[..., 0].swapaxes(0, 1)  # (9)
+            w = (bt[:, :, None] @ delta)[:, :, 0]  # (10)
+            du[rows, tile] = (d * dyt + dtt * w).swapaxes(0, 1)  # (11)
             s = xp.multiply(delta, decay, out=delta)
             s *= h[:-1]  # (12)
-            ddtt[...] = ut * w + xp.einsum("trnd,nd->trd", s, a_t)  # (13)
+            ddt[rows, tile] = (ut * w + xp.einsum("trnd,nd->trd", s, a_t)).swapaxes(0, 1)  # (13)
             da += xp.einsum("trnd,trd->nd", s, dtt)  # (14)
         dh_init[rows] = carry.swapaxes(1, 2)
     return du, ddt, da.T, db, dc, (dy * u).sum(axis=(0, 1)), dh_init  # (8)
@@ -119,8 +117,8 @@ def _buffers(group: slice, tile: slice, n: int, u) -> tuple:
 
 
 def _time_major(x, rows: slice, tile: slice):
-    """A view (t, r, ...) of x[rows, tile], x (B, T, ...)."""
-    return x[rows, tile].swapaxes(0, 1)
+    """A contiguous copy (t, r, ...) of x[rows, tile], x (B, T, ...): small, and NumPy walks it faster than a view."""
+    return x[rows, tile].swapaxes(0, 1).copy()
 
 
 def _run(u, dt, a_t, b, before, buffers) -> tuple:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from ..backend import Array, get_xp
 from ..ops.elementwise import exp
 from ..tape import array_of, fused
-from .scan import scan_into
+from .scan import scan_into, time_major, time_tiles
 
 EMPTY = -1e38  # the gauge of a state that has seen nothing: e^o is 0
 TILE = 64 * 1024  # numbers worked on at a time
@@ -54,17 +54,6 @@ def naive(k, v, time_decay, time_first, p, q, o):
     den = weight.sum(axis=2) + weight_init * q[:, None]
     rows = slice(None), slice(0, time)
     return num[rows] / den[rows], num[:, time], den[:, time], gauge[:, time]
-
-
-def _tiles(k) -> list[slice]:
-    """Cut time into pieces of about TILE numbers of k (B, T, C)."""
-    steps = max(LEAST_STEPS, TILE // (k.shape[0] * k.shape[2]))
-    return [slice(t, min(t + steps, k.shape[1])) for t in range(0, k.shape[1], steps)]
-
-
-def _time_major(x, tile: slice):
-    """A contiguous copy (t, B, C) of x[:, tile], x (B, T, C); a copy also when B = 1, the callers work in place."""
-    return x[:, tile].swapaxes(0, 1).copy()
 
 
 def _ratio(lam, time_first):
@@ -143,8 +132,8 @@ def wkv(k, v, time_decay, time_first, p, q, o):
         y, *state = step(k[:, 0], v[:, 0], lam, time_first, p, q, o)
         return (y[:, None], *state), (k, v, lam, time_first, None, starts)
     y, ratio = xp.empty_like(k), _ratio(lam, time_first)
-    for tile in _tiles(k):
-        yt, _, states, o, *_ = _run(_time_major(k, tile), _time_major(v, tile), lam, time_first, ratio, *starts[-1])
+    for tile in time_tiles(k.shape, TILE, LEAST_STEPS):
+        yt, _, states, o, *_ = _run(time_major(k, tile), time_major(v, tile), lam, time_first, ratio, *starts[-1])
         y[:, tile] = yt.swapaxes(0, 1)
         starts.append((states[-1, 0].copy(), states[-1, 1].copy(), o.copy()))
     return (y, *starts.pop()), (k, v, lam, time_first, ratio, starts)
@@ -164,10 +153,10 @@ def wkv_vjp(gs, k, v, lam, time_first, ratio, starts):
     dy, dp, dq, _ = gs
     dk, dv, dlam, du = xp.empty_like(k), xp.empty_like(v), xp.zeros_like(lam), xp.zeros_like(lam)
     dstate = xp.stack([xp.zeros_like(k[:, 0]) if dx is None else dx for dx in (dp, dq)])
-    for tile, start in reversed(list(zip(_tiles(k), starts, strict=True))):
-        vt = _time_major(v, tile)
-        y, den, states, _, keep, new, past, now = _run(_time_major(k, tile), vt, lam, time_first, ratio, *start)
-        dnum = xp.zeros_like(vt) if dy is None else _time_major(dy, tile)
+    for tile, start in reversed(list(zip(time_tiles(k.shape, TILE, LEAST_STEPS), starts, strict=True))):
+        vt = time_major(v, tile)
+        y, den, states, _, keep, new, past, now = _run(time_major(k, tile), vt, lam, time_first, ratio, *start)
+        dnum = xp.zeros_like(vt) if dy is None else time_major(dy, tile)
         dnum /= den  # (10)
         reads = xp.empty((len(vt), 2, *dstate.shape[1:]), k.dtype)  # what the readout adds to the state's gradient
         xp.multiply(past, dnum, out=reads[:, 0])
