@@ -12,72 +12,110 @@ from typing import Any
 
 from ..backend import errstate, get_xp
 from ..nn import without_tape
-from ..recurrences.wkv import step as wkv_step
-from .rwkv import RWKV, LayerState
+from ..recurrences.wkv import single_gauge, step
+from .rwkv import RWKV, Block, ChannelMixing, LayerState, TimeMixing
 
 
 class Decoder:
-    """`step` of an RWKV, faster. Parameters are shared with the model; what is precomputed is of the moment."""
+    """`step` of an RWKV, faster. What is precomputed from the parameters is of the moment."""
 
     def __init__(self, model: RWKV):
-        self.plain = without_tape(model)
-        mixings = [block.time_mixing for block in self.plain.blocks]
-        self.time_mixings = [mixing and _TimeMixing(get_xp(self.plain.embedding), mixing) for mixing in mixings]
+        plain = without_tape(model)
+        # LN0 sees only the embedding: it is applied to all rows at once.
+        self.embedding = plain.embedding if plain.ln0 is None else plain.ln0(plain.embedding)  # (V, C)
+        self.ln_out, self.head = _Norm(plain.ln_out), plain.head.w
+        self.layers = [_Layer(block) for block in plain.blocks]
 
     def step(self, tokens: Any, state: tuple[LayerState, ...]) -> tuple[Any, tuple[LayerState, ...]]:
         """Read one token (B,) for each sequence: logits (B, V) for the next, and the new state; the old stays valid."""
-        xp, plain, layers = get_xp(tokens), self.plain, []
-        x = plain.embedding[tokens]  # (B, C)
-        if plain.ln0 is not None:
-            x = _layernorm(xp, x, plain.ln0)
-        with errstate(over="ignore"):  # e^-x far below zero; 1 / (1 + inf) = 0 is right
-            for block, time_mixing, layer in zip(plain.blocks, self.time_mixings, state, strict=True):
-                y1 = _layernorm(xp, x, block.ln1)
-                if time_mixing is not None:
-                    mixed, *sums = time_mixing.step(xp, y1, layer)
-                else:
-                    mixed, sums = _channel_mixing(xp, block.pre_ffn, y1, layer.x_time), layer[2:]
-                x = x + mixed
-                y2 = _layernorm(xp, x, block.ln2)
-                x = x + _channel_mixing(xp, block.channel_mixing, y2, layer.x_channel)
-                layers.append(LayerState(y1, y2, *sums))
-        return _layernorm(xp, x, plain.ln_out) @ plain.head.w, tuple(layers)
+        x, states = self.embedding[tokens], []  # (B, C)
+        with errstate(over="ignore"):  # e^-r far below zero; 1 / (1 + inf) = 0 is right
+            for layer, old in zip(self.layers, state, strict=True):
+                x, new = layer.step(x, old)
+                states.append(new)
+        return self.ln_out(x) @ self.head, tuple(states)
+
+
+class _Norm:
+    """LayerNorm; a mean is a product with 1/C everywhere, which for one row is the cheapest sum there is."""
+
+    def __init__(self, norm: Any):
+        self.xp, self.gain, self.bias, self.eps = get_xp(norm.gain), norm.gain, norm.bias, norm.eps
+        self.mean = self.xp.full((len(norm.gain), 1), 1.0 / len(norm.gain), norm.gain.dtype)  # (C, 1)
+
+    def __call__(self, x: Any) -> Any:
+        """x (B, C) -> (B, C)."""
+        y = x - x @ self.mean
+        variance = (y * y) @ self.mean  # (B, 1)
+        variance += self.eps
+        y /= self.xp.sqrt(variance, out=variance)
+        y *= self.gain
+        y += self.bias
+        return y
+
+
+class _Layer:
+    """A Block for one token."""
+
+    def __init__(self, block: Block):
+        self.norm1, self.norm2 = _Norm(block.ln1), _Norm(block.ln2)
+        self.pre_ffn = None if block.pre_ffn is None else _ChannelMixing(block.pre_ffn)
+        self.time_mixing = None if block.time_mixing is None else _TimeMixing(block.time_mixing)
+        self.channel_mixing = _ChannelMixing(block.channel_mixing)
+
+    def step(self, x: Any, state: LayerState) -> tuple[Any, LayerState]:
+        """x (B, C) -> x (B, C) and the new state."""
+        y, (last_y, last_z, p, q, o) = self.norm1(x), state
+        if self.time_mixing is not None:
+            mixed, p, q, o = self.time_mixing.step(y, last_y, p, q, o)
+            x = x + mixed
+        elif self.pre_ffn is not None:
+            x = x + self.pre_ffn.step(y, last_y)
+        z = self.norm2(x)
+        return x + self.channel_mixing.step(z, last_z), LayerState(y, z, p, q, o)
 
 
 class _TimeMixing:
-    """TimeMixing for one token: key, value and receptance are one batched product."""
+    """TimeMixing for one token: key, value and -receptance are one batched product."""
 
-    def __init__(self, xp: Any, mixing: Any):
-        self.mix = xp.stack([mixing.mix_k, mixing.mix_v, mixing.mix_r])[:, None]  # (3, 1, C)
-        self.matrices = xp.stack([mixing.key.w, mixing.value.w, mixing.receptance.w])  # (3, C, C)
-        self.out, self.bonus, self.lam = mixing.output.w, mixing.time_first, -xp.exp(mixing.time_decay)
+    def __init__(self, mixing: TimeMixing):
+        m: Any = mixing
+        xp = self.xp = get_xp(m.mix_k)
+        self.mix = xp.stack([m.mix_k, m.mix_v, m.mix_r])[:, None]  # (3, 1, C)
+        self.matrices = xp.stack([m.key.w, m.value.w, -m.receptance.w])  # (3, C, C)
+        self.lam, self.time_first, self.out = -xp.exp(m.time_decay), m.time_first, m.output.w
+        self.ratio = single_gauge(self.lam, self.time_first)
 
-    def step(self, xp: Any, x: Any, state: LayerState) -> tuple[Any, Any, Any, Any]:
-        """x (B, C) -> (B, C) and the new p, q, o."""
-        k, v, r = ((x - state.x_time) * self.mix + state.x_time) @ self.matrices  # (B, C) each
-        y, *sums = wkv_step(k, v, self.lam, self.bonus, state.p, state.q, state.o)
-        y *= _sigmoid(xp, r)
-        return y @ self.out, *sums
-
-
-def _channel_mixing(xp: Any, mixing: Any, y: Any, last: Any) -> Any:
-    """ChannelMixing for one token: y, last (B, C) -> (B, C)."""
-    difference = y - last
-    k = xp.maximum((difference * mixing.mix_k + last) @ mixing.key.w, 0.0)
-    k *= k
-    return _sigmoid(xp, (difference * mixing.mix_r + last) @ mixing.receptance.w) * (k @ mixing.value.w)
+    def step(self, y: Any, last: Any, p: Any, q: Any, o: Any) -> tuple[Any, Any, Any, Any]:
+        """y, last, p, q, o (B, C) -> (B, C) and the new p, q, o."""
+        k, v, minus_r = ((y - last) * self.mix + last) @ self.matrices  # (B, C) each
+        mean, p, q, o = step(k, v, self.lam, self.time_first, self.ratio, p, q, o)
+        mean /= _one_plus_exp(self.xp, minus_r)
+        return mean @ self.out, p, q, o
 
 
-def _layernorm(xp: Any, x: Any, norm: Any) -> Any:
-    scale = 1.0 / x.shape[1]
-    centred = x - x.sum(axis=1, keepdims=True) * scale
-    centred /= xp.sqrt(xp.vecdot(centred, centred)[:, None] * scale + norm.eps)
-    centred *= norm.gain
-    centred += norm.bias
-    return centred
+class _ChannelMixing:
+    """ChannelMixing for one token."""
+
+    def __init__(self, mixing: ChannelMixing):
+        m: Any = mixing
+        self.xp = get_xp(m.mix_k)
+        self.mix = self.xp.stack([m.mix_k, m.mix_r])[:, None]  # (2, 1, C)
+        self.key, self.minus_receptance, self.value = m.key.w, -m.receptance.w, m.value.w
+
+    def step(self, y: Any, last: Any) -> Any:
+        """y, last (B, C) -> (B, C)."""
+        y_k, y_r = (y - last) * self.mix + last
+        k = y_k @ self.key
+        self.xp.maximum(k, 0.0, out=k)
+        k *= k
+        kv = k @ self.value
+        kv /= _one_plus_exp(self.xp, y_r @ self.minus_receptance)
+        return kv
 
 
-def _sigmoid(xp: Any, x: Any) -> Any:
-    y = xp.exp(-x)
-    y += 1.0
-    return xp.reciprocal(y, out=y)
+def _one_plus_exp(xp: Any, x: Any) -> Any:
+    """1 + e^x, in place of x: sigmoid(r) y is y / (1 + e^-r)."""
+    xp.exp(x, out=x)
+    x += 1.0
+    return x

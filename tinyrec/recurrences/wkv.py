@@ -56,7 +56,7 @@ def naive(k, v, time_decay, time_first, p, q, o):
     return num[rows] / den[rows], num[:, time], den[:, time], gauge[:, time]
 
 
-def _ratio(lam, time_first):
+def single_gauge(lam, time_first):
     """past / keep = e^{-u-lam} (C,) of (9); None where one of them is too large or too small: then (8) is used.
 
     On a GPU this waits for one number.
@@ -129,9 +129,9 @@ def wkv(k, v, time_decay, time_first, p, q, o):
     lam = -xp.exp(time_decay)
     starts = [(p, q, o)]  # the state before each tile
     if time == 1:
-        y, *state = step(k[:, 0], v[:, 0], lam, time_first, p, q, o)
+        y, *state = step(k[:, 0], v[:, 0], lam, time_first, None, p, q, o)
         return (y[:, None], *state), (k, v, lam, time_first, None, starts)
-    y, ratio = xp.empty_like(k), _ratio(lam, time_first)
+    y, ratio = xp.empty_like(k), single_gauge(lam, time_first)
     for tile in time_tiles(k.shape, TILE, LEAST_STEPS):
         yt, _, states, o, *_ = _run(time_major(k, tile), time_major(v, tile), lam, time_first, ratio, *starts[-1])
         y[:, tile] = yt.swapaxes(0, 1)
@@ -139,10 +139,13 @@ def wkv(k, v, time_decay, time_first, p, q, o):
     return (y, *starts.pop()), (k, v, lam, time_first, ratio, starts)
 
 
-def step(k, v, lam, time_first, p, q, o) -> tuple:
-    """One step of decoding: everything (B, C), no tiles, no buffers. Returns y and the new p, q, o."""
+def step(k, v, lam, time_first, ratio, p, q, o) -> tuple:
+    """One step of decoding: everything (B, C), no tiles, no buffers. Returns y and the new p, q, o.
+
+    lam = -exp(time_decay); ratio: `single_gauge` of lam and time_first, or None.
+    """
     o_next = get_xp(k).maximum(o + lam, k)  # (4)
-    keep, new, past, now = _weights(o, o_next, k, lam, time_first, None)
+    keep, new, past, now = _weights(o, o_next, k, lam, time_first, ratio)
     y = (past * p + now * v) / (past * q + now)  # (7)
     return y, keep * p + new * v, keep * q + new, o_next  # (6)
 
