@@ -92,6 +92,41 @@ def test_from_training_to_a_figure(capsys):
     assert (status, err) == (0, "") and "step 6 of 6" in out and "bytes" in out
 
 
+SMALL = "--model.d_model 8 --model.n_layers 2".split()
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.family != "griffin"])
+def test_every_other_model_goes_the_whole_way(name, capsys):
+    """Train on text, cut and resumed; write; be evaluated; and a task."""
+    status, out, err = tinyrec(capsys, "train", name, "--data", "text", "--run", "run", *SMALL, *QUICK)
+    assert (status, err) == (0, "") and f"{name}, " in out and len(metrics()) == 6
+    status, _, err = tinyrec(capsys, "train", "--resume", "--run", "run", "--steps", "8")
+    assert (status, err) == (0, "") and len(metrics()) == 8
+    status, out, err = tinyrec(capsys, "generate", "run", "--prompt", "99 gr", "--tokens", "20")
+    assert (status, err) == (0, "") and out.startswith("99 gr")
+    assert tinyrec(capsys, "eval", "run", "--bytes", "200")[0] == 0
+    assert tinyrec(capsys, "info", "run")[0] == 0
+    assert tinyrec(capsys, "info", name)[0] == 0
+    status, out, err = tinyrec(capsys, "train", name, "--task", "copy", "--run", "copy", *SMALL, *QUICK)
+    assert (status, err) == (0, "") and "held out" in out
+
+
+def test_a_table_of_places_limits_what_is_asked_for(capsys):
+    short = ["--model.max_length", "20", "--model.window", "4"]
+    begin = ["train", "aft", "--data", "text", "--run", "run", *SMALL, *short]
+    status, _, err = tinyrec(capsys, *begin, "--context", "21")
+    assert status == 2 and err.count("\n") == 1 and "at most max_length = 20 tokens, asked for are 21" in err
+    assert not Path("run").exists()
+    assert tinyrec(capsys, *begin, *QUICK)[0] == 0
+    status, out, _ = tinyrec(capsys, "eval", "run", "--bytes", "200")
+    assert status == 0 and "windows of 20" in out  # not 4 * 16
+    for line in (["eval", "run", "--context", "21"], ["generate", "run", "--prompt", "99 gr", "--tokens", "17"]):
+        status, _, err = tinyrec(capsys, *line)
+        assert status == 2 and "asked for are 21" in err
+    status, out, _ = tinyrec(capsys, "generate", "run", "--prompt", "99 gr", "--tokens", "16")
+    assert status == 0 and len(out) >= 5
+
+
 def test_a_task_is_trained_and_evaluated(capsys):
     status, out, _ = tinyrec(capsys, "train", "hawk", "--task", "selective-copy:items=2", "--run", "run", *TINY, *QUICK)
     assert status == 0 and "bits per token" in out and re.search(r"beside guess 3\.000; \d+\.\d% right", out)
