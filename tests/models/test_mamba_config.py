@@ -44,7 +44,8 @@ def test_initial_values():
 
 def test_dt_of_a_fresh_model_is_log_uniform():
     """Between 0.001 and 0.1, for an input of zero."""
-    model = Mamba(MambaConfig(d_model=10, expand=2000, n_layers=1, d_state=1, dt_rank=1), np.random.default_rng(0), "float64")
+    config = MambaConfig(d_model=10, expand=2000, n_layers=1, d_state=1, dt_rank=1)
+    model = Mamba(config, np.random.default_rng(0), "float64")
     dt = np.logaddexp(model.blocks[0].mixer.dt_proj.b.data, 0.0)
     share = np.log(dt / 0.001) / np.log(100.0)
     assert -1e-9 <= share.min() < 0.001 and 0.999 < share.max() <= 1.0 + 1e-9
