@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMOS = sorted((ROOT / "demos").glob("plot_*.py"))
-TRAINING = {"plot_rwkv_small_init"}  # takes a minute
+TRAINING = {"plot_rwkv_small_init"}  # takes one to two minutes
 
 
 def test_there_are_demos():
