@@ -192,3 +192,24 @@ def test_a_task_and_its_options_are_one_word():
     assert (type(task).__name__, task.length, task.items, task.vocab) == ("SelectiveCopy", 64, 4, 16)
     with pytest.raises(ValueError, match="'vocab' has no whole number"):
         parse_task("copy:vocab", 64)
+
+
+def test_the_optimizer_keeps_to_the_rates_and_the_exceptions_that_a_model_names():
+    options = Options(lr=0.5, weight_decay=0.1)
+    rwkv = start("rwkv", make_config("rwkv", d_model=8, n_layers=1), options)
+    before = {name: p.data.copy() for name, p in parameters(rwkv.model)}
+    for _, p in parameters(rwkv.model):
+        p.grad = np.ones_like(p.data)
+    rwkv.optimizer.step()  # the first step of Adam is the learning rate, whatever the gradient
+    after = {name.removeprefix("blocks.0.time_mixing."): before[name] - p.data for name, p in parameters(rwkv.model)}
+    for name, rate in (("mix_k", 0.5), ("time_decay", 1.0), ("time_first", 1.5)):
+        np.testing.assert_allclose(after[name], rate, rtol=1e-5)
+
+    mamba = start("mamba", make_config("mamba", d_model=8, n_layers=1), options)
+    tensors = dict(parameters(mamba.model))
+    for p in tensors.values():
+        p.grad = np.zeros_like(p.data)  # only the decay moves anything
+    kept, decayed = (tensors[f"blocks.0.mixer.{name}"].data.copy() for name in ("a_log", "in_proj.w"))
+    mamba.optimizer.step()
+    assert (tensors["blocks.0.mixer.a_log"].data == kept).all()
+    np.testing.assert_allclose(tensors["blocks.0.mixer.in_proj.w"].data, 0.95 * decayed, rtol=1e-6)

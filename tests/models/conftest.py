@@ -43,6 +43,33 @@ def arrays_in(state: Any) -> Iterator[Any]:
         yield array_of(state)
 
 
+class Shaped:
+    """Stands in for an array of which only the shape matters."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape, self.size, self.ndim, self.dtype = shape, int(np.prod(shape)), len(shape), np.dtype("float32")
+
+    def __mul__(self, _: Any) -> Shaped:
+        return self
+
+    __getitem__ = astype = __mul__
+
+
+class ShapedRandom:
+    """Stands in for a Generator, so that a model of gigabytes is counted without being made."""
+
+    standard_normal = staticmethod(Shaped)
+
+    @staticmethod
+    def uniform(low: float, high: float, size: Any) -> Any:
+        return Shaped(size) if isinstance(size, tuple) else np.full(size, low)
+
+
+@pytest.fixture(scope="session")
+def shaped_random() -> ShapedRandom:
+    return ShapedRandom()
+
+
 @pytest.fixture(scope="session", name="tiny")
 def tiny_fixture() -> Callable:
     return tiny

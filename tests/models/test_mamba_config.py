@@ -99,28 +99,6 @@ def test_conv_width_is_the_reach_of_the_convolution(tiny, conv_width):
 # --- presets ----------------------------------------------------------------------------------------------------------
 
 
-class Shaped:
-    """Stands in for an array of which only the shape matters."""
-
-    def __init__(self, shape):
-        self.shape, self.size, self.ndim, self.dtype = shape, int(np.prod(shape)), len(shape), np.dtype("float32")
-
-    def __mul__(self, _):
-        return self
-
-    __getitem__ = astype = __mul__
-
-
-class ShapedRandom:
-    """Stands in for a Generator, so that a model of gigabytes is counted without being made."""
-
-    standard_normal = staticmethod(Shaped)
-
-    @staticmethod
-    def uniform(low, high, size):
-        return Shaped(size) if isinstance(size, tuple) else np.full(size, low)
-
-
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
@@ -128,14 +106,14 @@ class ShapedRandom:
         ("mamba-790m", 793_204_224), ("mamba-1.4b", 1_372_178_432), ("mamba-2.8b", 2_768_345_600),
     ],
 )  # fmt: skip
-def test_parameter_counts(preset, expected):
+def test_parameter_counts(preset, expected, shaped_random):
     """Those of the releases follow from the shapes of their tensors; a name rounds its count."""
-    assert count(Mamba(make_config("mamba", preset), ShapedRandom())) == expected
+    assert count(Mamba(make_config("mamba", preset), shaped_random)) == expected
 
 
-def test_a_count_of_shapes_is_that_of_a_real_model():
+def test_a_count_of_shapes_is_that_of_a_real_model(shaped_random):
     config = make_config("mamba")
-    assert count(Mamba(config, ShapedRandom())) == count(Mamba(config, np.random.default_rng(0)))
+    assert count(Mamba(config, shaped_random)) == count(Mamba(config, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
