@@ -144,6 +144,14 @@ def test_widths_that_we_do_not_have_are_refused():
             FAMILIES["rwkv4"].config({**good, **bad})
 
 
+@pytest.mark.parametrize(("field", "value"), [("layer_norm_epsilon", 1e-3), ("tie_word_embeddings", True)])
+def test_a_config_that_means_another_function_is_refused(field, value):
+    good = {"vocab_size": 37, "hidden_size": 16, "num_hidden_layers": 3, "layer_norm_epsilon": 1e-5}
+    assert FAMILIES["rwkv4-hf"].config(good)[0] == "rwkv"
+    with pytest.raises(ValueError, match=f"the only {field} offered is"):
+        from_official("rwkv4-hf", {}, {**good, field: value})
+
+
 def test_what_does_not_fit_is_listed():
     _, weights = load("official")
     del weights["head.weight"]

@@ -15,6 +15,8 @@ from tinyrec.walk import grad
 # Settings under which a model has other parts than by default.
 VARIANTS = [(name, {}) for name in MODELS]
 VARIANTS += [("rwkv", {"pre_ffn": True, "ln0": False, "n_layers": 2})]
+VARIANTS += [("mamba", {"d_model": 17, "dt_rank": 0, "expand": 3, "d_state": 4, "conv_width": 2})]
+VARIANTS += [("mamba", {"d_state": 1, "conv_width": 1, "expand": 1, "dt_rank": 7})]
 VARIANTS += [("qrnn", {"pooling": pooling}) for pooling in ("f", "ifo")]
 VARIANTS += [("aft", {"kind": kind}) for kind in ("full", "simple")]
 VARIANTS = [pytest.param(name, options, id=f"{name} {options or ''}") for name, options in VARIANTS]

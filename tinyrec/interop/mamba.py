@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..models.mamba_config import MambaConfig
-from .rules import Family, Rule, same, transposed
+from .rules import Family, Rule, check_only, same, transposed
 
 # What their configs can ask for and this model is not: field by field the one value that is offered.
 ONLY = {"rms_norm": True, "tie_embeddings": True, "attn_layer_idx": [], "d_intermediate": 0}
@@ -22,16 +22,10 @@ ONLY_SSM = {"layer": "Mamba1", "conv_bias": True, "bias": False}
 ONLY_HF = {"hidden_act": "silu", "tie_word_embeddings": True, "use_conv_bias": True, "use_bias": False}
 
 
-def _check_only(cfg: Mapping[str, Any], only: Mapping[str, Any]) -> None:
-    for field, value in only.items():
-        if cfg.get(field, value) != value:
-            raise ValueError(f"the only {field} offered is {value!r}, this config has {cfg[field]!r}")
-
-
 def _config(cfg: Mapping[str, Any]) -> tuple[str, MambaConfig]:
     ssm, multiple = cfg.get("ssm_cfg") or {}, int(cfg.get("pad_vocab_size_multiple", 8))
-    _check_only(cfg, ONLY)
-    _check_only(ssm, ONLY_SSM)
+    check_only(cfg, ONLY)
+    check_only(ssm, ONLY_SSM)
     rank = ssm.get("dt_rank", "auto")
     return "mamba", MambaConfig(
         vocab_size=-(-int(cfg["vocab_size"]) // multiple) * multiple,  # the embedding has rows that no word uses
@@ -45,7 +39,7 @@ def _config(cfg: Mapping[str, Any]) -> tuple[str, MambaConfig]:
 
 
 def _config_hf(cfg: Mapping[str, Any]) -> tuple[str, MambaConfig]:
-    _check_only(cfg, ONLY_HF)
+    check_only(cfg, ONLY_HF)
     rank = cfg.get("time_step_rank", "auto")
     return "mamba", MambaConfig(
         vocab_size=int(cfg["vocab_size"]),

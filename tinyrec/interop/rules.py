@@ -29,6 +29,13 @@ class Family(NamedTuple):
     tied: Mapping[str, str] = MappingProxyType({})
 
 
+def check_only(cfg: Mapping[str, Any], only: Mapping[str, Any]) -> None:
+    """Raise ValueError if a field of their config, where it is given, is not the one value that is offered here."""
+    for field, value in only.items():
+        if cfg.get(field, value) != value:
+            raise ValueError(f"the only {field} offered is {value!r}, this config has {cfg[field]!r}")
+
+
 def same(official: str, ours: str) -> Rule:
     """The array as it is."""
     return Rule(official, (ours,), lambda x: x, lambda x: (x,))

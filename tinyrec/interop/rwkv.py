@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..models.rwkv_config import RWKVConfig
-from .rules import Family, Rule, same, transposed
+from .rules import Family, Rule, check_only, same, transposed
+
+ONLY_HF = {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": False}  # other values: another function
 
 
 def _sizes(vocab: Any, width: Any, layers: Any, ffn: Any, attention: Any) -> dict[str, int]:
@@ -30,6 +32,7 @@ def _config(cfg: Mapping[str, Any]) -> tuple[str, RWKVConfig]:
 
 
 def _config_hf(cfg: Mapping[str, Any]) -> tuple[str, RWKVConfig]:
+    check_only(cfg, ONLY_HF)
     sizes = _sizes(
         cfg["vocab_size"], cfg["hidden_size"], cfg["num_hidden_layers"],
         cfg.get("intermediate_size"), cfg.get("attention_hidden_size"),

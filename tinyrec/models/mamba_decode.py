@@ -3,7 +3,8 @@
 The formulas of mamba.py with T = 1 and no time axis: each array is (B, ...), one row per sequence. Nothing is recorded,
 and what depends on the weights alone is worked out once. It is a second text of the same model for a measured reason:
 at batch 1 a token costs calls, not arithmetic, and this makes fewer (benchmarks/cases/mamba.py).
-tests/models/test_every_model.py holds it to Mamba.step.
+tests/models/test_every_model.py holds it to Mamba.step. Equation numbers are those of
+docs/recurrences/selective_scan.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from ..backend import errstate, get_xp
 from ..nn import without_tape
+from ..ops import softplus
 from .mamba import LayerState, Mamba
 
 
@@ -37,12 +39,11 @@ class Decoder:
 
 
 class _Mixer:
-    """Mixer for one token: the two products of x are one, and so are those of u."""
+    """Mixer for one token: the two products of x are one."""
 
     def __init__(self, xp: Any, mixer: Any):
         self.mixer, (r, n, _) = mixer, mixer.sizes
         self.both = xp.concatenate([mixer.in_proj.w, mixer.gate_proj.w], axis=1)  # (M, 2 D)
-        # dt needs two products after another; their matrices multiplied are one (D, D) matrix, which would be larger.
         self.rank, self.states, self.a = r, n, -xp.exp(mixer.a_log)
 
     def step(self, xp: Any, y: Any, state: LayerState) -> tuple[Any, LayerState]:
@@ -52,11 +53,11 @@ class _Mixer:
         window = xp.concatenate([state.conv, v[:, None]], axis=1)  # (B, K, D), oldest first
         u = _silu(xp, (window * m.conv_w).sum(axis=1) + m.conv_b)
         p = u @ m.x_proj.w  # (B, R + 2 N)
-        dt = xp.logaddexp(p[:, :r] @ m.dt_proj.w + m.dt_proj.b, 0.0)[..., None]  # (B, D, 1)
-        h = xp.exp(dt * self.a)
+        dt = softplus(p[:, :r] @ m.dt_proj.w + m.dt_proj.b)[..., None]  # (B, D, 1)
+        h = xp.exp(dt * self.a)  # (1), (B, D, N)
         h *= state.h
-        h += (dt * u[..., None]) * p[:, None, r : r + n]  # (B, D, N)
-        out = (h @ p[:, r + n :, None])[..., 0] + m.d * u  # (B, D)
+        h += (dt * u[..., None]) * p[:, None, r : r + n]  # (2) (3)
+        out = (h @ p[:, r + n :, None])[..., 0] + m.d * u  # (4), (B, D)
         return (out * _silu(xp, z)) @ m.out_proj.w, LayerState(window[:, 1:], h)
 
 

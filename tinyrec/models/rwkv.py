@@ -2,11 +2,11 @@
 
     tokens -> embedding -> LN0 -> x
 
-      .--> LN1 --> time mixing -------.        time mixing      k, v, r: three mixes of a token and the one before,
-      x ----------------------------(+)-.                       each through a matrix; WKV averages v over the past
-        .--> LN2 --> channel mixing ----.                       with weights from k; sigmoid(r) lets it out
-        x ----------------------------(+)--> x                  figure 2, section 3.1
-                  L times, figure 2, 3                channel mixing   sigmoid(r) * W_v max(W_k .., 0)^2
+      .--> LN1 --> time mixing ---.               time mixing, section 3.1: k, v, r are three mixes of a token
+      x -------------------------(+)-.            and the one before, each through a matrix; WKV averages v over
+        .--> LN2 --> channel mixing ---.          the past with weights from k, and sigmoid(r) lets it out
+        x ----------------------------(+)--> x    channel mixing: sigmoid(r) * (W_v max(k, 0)^2), with k and r
+                L times, figures 2 and 3          two such mixes, k four times as wide
     x -> LN -> head
 
     paper         here                  shape

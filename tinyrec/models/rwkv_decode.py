@@ -3,7 +3,7 @@
 The formulas of rwkv.py with T = 1 and no time axis: each array is (B, ...), one row per sequence. Nothing is recorded,
 and what depends on the weights alone is worked out once. It is a second text of the same model for a measured reason:
 at batch 1 a token costs calls, not arithmetic, and this makes fewer (benchmarks/cases/rwkv.py).
-tests/models/test_every_model.py holds it to RWKV.step.
+tests/models/test_every_model.py holds it to RWKV.step; WKV itself is `step` of recurrences/wkv.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Decoder:
 
 
 class _Norm:
-    """LayerNorm; a mean is a product with 1/C everywhere, which for one row is the cheapest sum there is."""
+    """LayerNorm; a mean over the channels is a product with a column of 1/C, which is one call."""
 
     def __init__(self, norm: Any):
         self.xp, self.gain, self.bias, self.eps = get_xp(norm.gain), norm.gain, norm.bias, norm.eps

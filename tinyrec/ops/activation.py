@@ -44,7 +44,7 @@ def sigmoid_vjp(g, y):  # dx = g y (1 - y)
 
 @op
 def softplus(x):
-    """y = log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which cannot overflow; NumPy's logaddexp takes longer."""
+    """y = log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which cannot overflow."""
     xp = get_xp(x)
     return xp.log1p(xp.exp(-abs(x))) + xp.maximum(x, 0.0), (x,)
 
