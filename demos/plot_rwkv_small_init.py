@@ -22,7 +22,7 @@ from tinyrec.data import load_text
 from tinyrec.models import build, make_config
 from tinyrec.nn import parameters
 from tinyrec.ops import cross_entropy
-from tinyrec.optim import adamw_for, clip_by_global_norm
+from tinyrec.optim import clip_by_global_norm, optimizer_for
 from tinyrec.parallel import loss_and_grads
 from tinyrec.tape import no_grad
 
@@ -62,7 +62,7 @@ def run(kind, ln0, seed):
     """Held-out loss in nats per word at LOOKS."""
     config = make_config("rwkv", vocab_size=VOCAB, d_model=64, n_layers=2, embedding_init=kind, ln0=ln0)
     model = build("rwkv", config, np.random.default_rng(seed))
-    optimizer, rng, losses = adamw_for(model, 8e-4, weight_decay=0.0), np.random.default_rng([seed, 1]), []
+    optimizer, rng, losses = optimizer_for(model, 8e-4, weight_decay=0.0), np.random.default_rng([seed, 1]), []
     for step in range(1, STEPS + 1):
         starts = rng.integers(0, len(ids) - T, B)
         batch = ids[starts[:, None] + np.arange(T + 1)]

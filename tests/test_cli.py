@@ -98,7 +98,8 @@ SMALL = "--model.d_model 8 --model.n_layers 2".split()
 @pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.family != "griffin"])
 def test_every_other_model_goes_the_whole_way(name, capsys):
     """Train on text, cut and resumed; write; be evaluated; and a task."""
-    status, out, err = tinyrec(capsys, "train", name, "--data", "text", "--run", "run", *SMALL, *QUICK)
+    size = SMALL[:2] if name == "recurrent-depth" else SMALL  # it has three kinds of layers
+    status, out, err = tinyrec(capsys, "train", name, "--data", "text", "--run", "run", *size, *QUICK)
     assert (status, err) == (0, "") and f"{name}, " in out and len(metrics()) == 6
     status, _, err = tinyrec(capsys, "train", "--resume", "--run", "run", "--steps", "8")
     assert (status, err) == (0, "") and len(metrics()) == 8
@@ -107,7 +108,7 @@ def test_every_other_model_goes_the_whole_way(name, capsys):
     assert tinyrec(capsys, "eval", "run", "--bytes", "200")[0] == 0
     assert tinyrec(capsys, "info", "run")[0] == 0
     assert tinyrec(capsys, "info", name)[0] == 0
-    status, out, err = tinyrec(capsys, "train", name, "--task", "copy", "--run", "copy", *SMALL, *QUICK)
+    status, out, err = tinyrec(capsys, "train", name, "--task", "copy", "--run", "copy", *size, *QUICK)
     assert (status, err) == (0, "") and "held out" in out
 
 

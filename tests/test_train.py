@@ -10,11 +10,12 @@ import pytest
 
 from tinyrec import checkpoint, ops
 from tinyrec.cli.models import load_state
+from tinyrec.evaluate import evaluate, score
 from tinyrec.models import make_config
 from tinyrec.nn import parameters
 from tinyrec.optim import AdamW
 from tinyrec.tape import Tensor
-from tinyrec.train import Options, State, evaluate, gradients, open_source, parse_task, score, start, streams, train
+from tinyrec.train import Options, State, gradients, open_source, parse_task, start, streams, train
 
 WORDS = b"the quick brown fox jumps over the lazy dog and then it sleeps.\n"
 
@@ -101,7 +102,7 @@ def test_score_and_evaluate_count_the_scored_targets_only():
     model = Bigram(4, np.float64)
     model.table.data[...] = np.random.default_rng(0).standard_normal((4, 4))
     tokens, targets = np.array([[0, 1, 2], [3, 3, 0]]), np.array([[1, -1, 3], [-1, 2, 0]])
-    nats, right = score(model, tokens, targets)
+    nats, right, _ = score(model, tokens, targets)
     p = np.exp(model.table.data) / np.exp(model.table.data).sum(1, keepdims=True)
     by_hand = [-math.log(p[a, b]) for a, b in ((0, 1), (2, 3), (3, 2), (0, 0))]
     np.testing.assert_allclose(nats[targets >= 0], by_hand, rtol=1e-12)
@@ -178,7 +179,7 @@ def test_a_norm_that_overflows_is_told_from_an_op_that_does():
         ({"lr": math.nan}, "lr must be"),
         ({"lr": math.inf}, "lr must be"),
         ({"warmup": -1}, "warmup must be a number, 0 or more"),
-        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, constant, got 'cosin'"),
+        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, constant, trapezoid, got 'cosin'"),
         ({"device": "tpu"}, "device must be one of cpu, gpu"),
     ],
 )

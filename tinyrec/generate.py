@@ -83,12 +83,15 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     rng: np.random.Generator | None = None,
+    reader: Any = None,
 ) -> Iterator[int]:
     """Yield n tokens that follow the prompt, each as soon as it is chosen.
 
     prompt_ids (T,): at least one token, because a model predicts what follows something; where there is no prompt, a
     line feed (10) is a good one. The prompt is read by model.prefill, then model.step sees one token at a time. Nothing
     is recorded, and nothing is kept but the state. Arguments are checked here, before the first token is asked for.
+    reader: what reads prompt and tokens instead, with the model's own methods initial_state, prefill and step: a
+    DepthDecoder, say.
     """
     vocabulary = model.config.vocab_size
     prompt = np.asarray(prompt_ids)
@@ -101,14 +104,15 @@ def generate(
     choice: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     candidates(np.zeros(vocabulary), **choice)  # raises for bad settings
     _check_rng(temperature, rng)
-    return _tokens(model, prompt.astype(np.int64), n, choice, rng)
+    readers = (reader, reader) if reader is not None else (without_tape(model), decoder(model))
+    xp = get_xp(next(parameters(model))[1].data)
+    return _tokens(readers, xp.asarray(prompt.astype(np.int64)), n, choice, rng)
 
 
 def _tokens(
-    model: Any, prompt: np.ndarray, n: int, choice: dict[str, Any], rng: np.random.Generator | None
+    readers: tuple[Any, Any], prompt: Any, n: int, choice: dict[str, Any], rng: np.random.Generator | None
 ) -> Iterator[int]:
-    xp = get_xp(next(parameters(model))[1].data)
-    reader, writer, prompt = without_tape(model), decoder(model), xp.asarray(prompt)
+    (reader, writer), xp = readers, get_xp(prompt)
     state = reader.initial_state(1)
     for start in range(0, len(prompt) if n else 0, CHUNK):
         logits, state = reader.prefill(prompt[None, start : start + CHUNK], state)  # (1, t, V)

@@ -21,11 +21,14 @@ from .tape import mode
 from .walk import grad
 
 
-def loss_and_grads(model: Any, tokens: Array, targets: Array, threads: int = 1, scale: float = 1.0) -> float:
-    """Mean cross entropy in nats of model(tokens) against targets != -1; tokens, targets (B, T) integers.
+def loss_and_grads(
+    model: Any, tokens: Array, targets: Array, threads: int = 1, scale: float = 1.0, **inputs: Any
+) -> float:
+    """Mean cross entropy in nats of model(tokens, **inputs) against targets != -1; tokens, targets (B, T) integers.
 
     Adds scale * gradient into `.grad` of every parameter, for a model with `l2wrap` that of the penalty too (see
-    ops/l2wrap.py). Raises ValueError if nothing is scored.
+    ops/l2wrap.py). inputs: arrays (B, ...), which are split as the batch is, and anything else, which every thread is
+    given as it is. Raises ValueError if nothing is scored.
     """
     scored = int((targets != -1).sum())
     if not scored:
@@ -36,7 +39,7 @@ def loss_and_grads(model: Any, tokens: Array, targets: Array, threads: int = 1, 
     def shard(rows: slice) -> tuple[float, list[Array]]:
         mode.checking = checking
         with np.errstate(**floating_point):
-            logits = model(tokens[rows])
+            logits = model(tokens[rows], **{k: x[rows] if hasattr(x, "shape") else x for k, x in inputs.items()})
             if penalty:
                 logits = l2wrap(logits, strength=penalty * scale / scored)
             total = cross_entropy(logits, targets[rows], reduction="sum") * (1.0 / scored)

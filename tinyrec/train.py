@@ -13,24 +13,24 @@ tinyrec/cli/train.py does. Everything random comes from Generators made from one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import ops
 from .backend import to_cpu, to_gpu
-from .data import IGNORE_INDEX, VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
+from .data import TASKS, VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
+from .evaluate import Batch, evaluate, evaluate_by_steps, placed
 from .models import build
 from .nn import parameters
-from .optim import AdamW, adamw_for, clip_by_global_norm, learning_rate
+from .optim import SCHEDULES, AdamW, clip_by_global_norm, learning_rate, optimizer_for
 from .parallel import loss_and_grads
-from .tape import NonFiniteError, nan_check, no_grad
+from .tape import NonFiniteError, nan_check
 
-Batch = tuple[Any, Any]  # tokens (B, T) and targets (B, T), integers
+VALID_STEPS = (1, 4, 8, 16, 64)  # iterations at which a model of recurrent depth is validated, as in its paper
 
 
 class TrainingError(RuntimeError):
@@ -51,15 +51,17 @@ class Options:
 
     data: str = option("pydoc", "text to learn: pydoc, shakespeare or a FILE")
     max_bytes: int = option(0, "use only the first N bytes of the text; 0: all")
-    task: str = option("", "instead of text: copy, selective-copy, induction; induction:vocab=16 sets an option")
+    task: str = option("", f"instead of text: {', '.join(TASKS).replace('_', '-')}; copy:vocab=16 sets an option")
     steps: int = option(1000, "updates of the parameters")
     batch: int = option(8, "sequences per batch (B)")
     accumulate: int = option(1, "batches whose gradients make one update")
     context: int = option(256, "tokens per sequence (T)")
     lr: float = option(2e-3, "highest learning rate")
-    schedule: str = option("cosine", "how the rate falls after the warm-up", ("cosine", "linear", "constant"))
+    schedule: str = option("cosine", "how the rate falls after the warm-up", SCHEDULES)
     warmup: int = option(50, "steps in which the rate rises to its highest")
-    weight_decay: float = option(0.1, "of AdamW")
+    cooldown: int = option(0, "steps of the final fall of the rate, schedule trapezoid; 0: it never falls")
+    optimizer: str = option("adamw", "AdamW, or the variant that trained Huginn", ("adamw", "huginn"))
+    weight_decay: float = option(0.1, "pull towards 0: times the rate (adamw), or per step (huginn; 4e-5 is usual)")
     clip: float = option(1.0, "the gradient's norm is cut to this")
     seed: int = option(0, "of every random stream")
     threads: int = option(2, "share each batch among N threads")
@@ -70,7 +72,7 @@ class Options:
     save_every: int = option(200, "steps between two checkpoints")
 
     def __post_init__(self) -> None:
-        zero_is_fine = {"max_bytes", "warmup", "weight_decay", "seed", "valid_bytes"}
+        zero_is_fine = {"max_bytes", "warmup", "cooldown", "weight_decay", "seed", "valid_bytes"}
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if isinstance(value, int | float) and not (0 < value < math.inf or (value == 0 and f.name in zero_is_fine)):
@@ -78,6 +80,8 @@ class Options:
                 raise ValueError(f"{f.name} must be a number, {least}, got {value!r}")
             if choices and value not in choices:
                 raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+        if self.optimizer == "huginn" and self.weight_decay > 0.01:  # 0.1, as for AdamW, would wipe out what is learnt
+            raise ValueError(f"weight_decay of huginn is per step, like 4e-5, at most 0.01, got {self.weight_decay}")
 
 
 class Streams(NamedTuple):
@@ -91,6 +95,12 @@ class Streams(NamedTuple):
 
 def streams(seed: int) -> Streams:
     return Streams(*map(np.random.default_rng, np.random.SeedSequence(seed).spawn(len(Streams._fields))))
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """What a model leaves to chance in one step. It follows from the number of the step: a checkpoint need not hold it,
+    and two models that are compared are asked to iterate equally often."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(len(Streams._fields), step)))
 
 
 # --- what there is to learn -------------------------------------------------------------------------------------------
@@ -160,7 +170,7 @@ def start(name: str, config: Any, options: Options) -> State:
     if options.device == "gpu":
         for _, p in parameters(model):
             p.data = to_gpu(p.data)
-    optimizer = adamw_for(model, options.lr, options.weight_decay)
+    optimizer = optimizer_for(model, options.lr, options.weight_decay, options.optimizer)
     return State(model, optimizer, random.data)
 
 
@@ -173,13 +183,15 @@ def train(state: State, source: Source, options: Options) -> Iterator[dict[str, 
     while state.step < options.steps:
         began = perf_counter()
         drawn = (source.sample(options.batch, state.data_rng) for _ in range(options.accumulate))
-        batches = [_placed(batch, options.device) for batch in drawn]
-        loss = gradients(state.model, batches, options.threads)
+        batches = [placed(batch, options.device) for batch in drawn]
+        inputs = drawn_inputs(state.model, batches, step_rng(options.seed, state.step))
+        loss = gradients(state.model, batches, options.threads, inputs)
         norm = float(clip_by_global_norm(parameters(state.model), options.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(_explanation(state, batches, loss, norm))
+            raise TrainingError(_explanation(state, batches, inputs, loss, norm))
         rate = learning_rate(
-            state.step, schedule=options.schedule, peak=options.lr, warmup=options.warmup, steps=options.steps
+            state.step, schedule=options.schedule, peak=options.lr, warmup=options.warmup, steps=options.steps,
+            cooldown=options.cooldown,
         )
         state.optimizer.step(rate)
         state.step += 1
@@ -188,60 +200,51 @@ def train(state: State, source: Source, options: Options) -> Iterator[dict[str, 
         tokens = sum(tokens.size for tokens, _ in batches)
         record = {"step": state.step, "loss": loss, "bits": loss / math.log(2), "lr": rate, "grad_norm": norm}
         record |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
-        if state.step % options.valid_every == 0 or state.step == options.steps:
-            nats, accuracy = evaluate(state.model, source.validation(options.batch), options.threads, options.device)
-            record |= {"valid_loss": nats, "valid_bits": nats / math.log(2), "valid_accuracy": accuracy}
+        if "steps" in inputs[0]:
+            record["iterations"] = sum(one["steps"] for one in inputs) / len(inputs)
+        last = state.step == options.steps
+        if hasattr(state.model, "monitor") and (last or state.step % options.log_every == 0):
+            record |= state.model.monitor(batches[0][0], **inputs[0])
+        if last or state.step % options.valid_every == 0:
+            record |= validation(state.model, source, options)
         yield record
 
 
-def gradients(model: Any, batches: list[Batch], threads: int) -> float:
+def drawn_inputs(model: Any, batches: list[Batch], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """What the model's call takes besides tokens, for each batch; nothing for most models."""
+    return [model.draw(rng, *tokens.shape) if hasattr(model, "draw") else {} for tokens, _ in batches]
+
+
+def gradients(model: Any, batches: list[Batch], threads: int, inputs: list[dict[str, Any]] | None = None) -> float:
     """Set `.grad` of every parameter to the gradient of the mean loss over all batches; return that loss, in nats."""
     for _, p in parameters(model):
         p.grad = None
-    share = 1 / len(batches)
+    share, total = 1 / len(batches), 0.0
     with np.errstate(all="ignore"):  # no warnings of overflow or NaN: the result is looked at instead
-        return sum(share * loss_and_grads(model, *batch, threads=threads, scale=share) for batch in batches)
+        for batch, others in zip(batches, inputs or [{}] * len(batches), strict=True):
+            total += share * loss_and_grads(model, *batch, threads=threads, scale=share, **others)
+    return total
 
 
-def _explanation(state: State, batches: list[Batch], loss: float, norm: float) -> str:
+def validation(model: Any, source: Source, options: Options) -> dict[str, float]:
+    """Records of the held-out piece; for a model of recurrent depth also by iterations, on the first batch of it."""
+    nats, accuracy = evaluate(model, source.validation(options.batch), options.threads, options.device)
+    record = {"valid_loss": nats, "valid_bits": nats / math.log(2), "valid_accuracy": accuracy}
+    if hasattr(model, "logits_by_steps"):
+        first = islice(source.validation(options.batch), 1)
+        for r, (nats, accuracy) in evaluate_by_steps(model, first, VALID_STEPS, options.device).items():
+            record |= {f"valid_bits_r{r}": nats / math.log(2), f"valid_accuracy_r{r}": accuracy}
+    return record
+
+
+def _explanation(state: State, batches: list[Batch], inputs: list, loss: float, norm: float) -> str:
     """Run the step again under nan_check, to find the op where the first NaN or infinity appears."""
     try:
         with nan_check():
-            gradients(state.model, batches, threads=1)  # one thread, this one: nan_check holds for the thread it is in
+            gradients(state.model, batches, 1, inputs)  # one thread, this one: nan_check holds for the thread it is in
         culprit = "every op gave finite numbers, so a sum of them overflowed"
     except NonFiniteError as error:
         culprit = str(error)
     broken = [name for name, p in parameters(state.model) if not np.isfinite(to_cpu(p.data)).all()]
     after = f"; the update before had left NaN or infinity in the parameter {broken[0]}" if broken else ""
     return f"stopped at step {state.step + 1}, loss {loss:.4g}, gradient norm {norm:.4g}: {culprit}{after}"
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
-@no_grad()
-def score(model: Any, tokens: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return (nats (B, T), right (B, T)): -log p(target), and whether it had the largest logit; 0 where not scored."""
-    logits = to_cpu(model(tokens).data).astype(np.float64)  # (B, T, V)
-    targets = to_cpu(targets)
-    scored = targets != IGNORE_INDEX
-    picked = np.take_along_axis(logits, np.where(scored, targets, 0)[..., None], axis=-1)[..., 0]  # (B, T)
-    return scored * (ops.logsumexp(logits, axis=-1) - picked), scored & (logits.argmax(-1) == targets)
-
-
-def scores(model: Any, batches: Iterable[Batch], threads: int = 1, device: str = "cpu") -> Iterator[tuple]:
-    """(nats, right, scored) of each batch, (B, T) each; several batches at a time, each in a thread of its own."""
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(lambda batch: (*score(model, *_placed(batch, device)), batch[1] != IGNORE_INDEX), batches)
-
-
-def evaluate(model: Any, batches: Iterable[Batch], threads: int = 1, device: str = "cpu") -> tuple[float, float]:
-    """Return (nats per scored token, share of them predicted right)."""
-    sums = np.zeros(3)
-    for arrays in scores(model, batches, threads, device):
-        sums += [array.sum() for array in arrays]
-    return float(sums[0] / sums[2]), float(sums[1] / sums[2])
-
-
-def _placed(batch: Batch, device: str) -> Batch:
-    return (to_gpu(batch[0]), to_gpu(batch[1])) if device == "gpu" else batch

@@ -26,21 +26,21 @@ KINDS = {
 }
 
 
-def tinyrec_training(build: Callable[[], "Any"]) -> Callable[[], object]:
-    """One step of the model that build() makes."""
+def tinyrec_training(build: Callable[[], "Any"], inputs: Callable[[], dict] = dict) -> Callable[[], object]:
+    """One step of the model that build() makes; inputs() are what it is called with besides tokens."""
     import numpy as np
 
     from tinyrec.nn import parameters
     from tinyrec.optim import AdamW, clip_by_global_norm
     from tinyrec.parallel import loss_and_grads
 
-    model = build()
+    model, more = build(), inputs()
     optimizer = AdamW(parameters(model), LEARNING_RATE)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (B, T + 1))
 
     def call() -> None:
         optimizer.zero_grad()
-        loss_and_grads(model, tokens[:, :-1], tokens[:, 1:], threads=2)
+        loss_and_grads(model, tokens[:, :-1], tokens[:, 1:], threads=2, **more)
         clip_by_global_norm(parameters(model), 1.0)
         optimizer.step()
 

@@ -14,6 +14,7 @@ from tinyrec.tape import array_of
 
 TINY: dict[str, dict] = {
     "griffin": dict(d_model=8, n_layers=3, d_rnn=12, n_heads=2, gate_blocks=3, mlp_expansion=2, window=3),
+    "huginn": dict(d_model=8, n_heads=2, d_mlp=7, n_core=2, mean_steps=3, grad_steps=2),
     "rwkv4": dict(d_model=6, n_layers=3, ffn_expansion=2),
     "mamba": dict(d_model=6, n_layers=2, d_state=3, dt_rank=2),
     "baseline": dict(d_model=6, n_layers=2, mlp_expansion=2, window=3, max_length=40, rank=4),

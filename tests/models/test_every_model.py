@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tinyrec.check import assert_close, gradcheck
 from tinyrec.models import DECODERS, MODELS, decoder
+from tinyrec.models.recurrent_depth_config import PRESETS
 from tinyrec.nn import parameters, without_tape
 from tinyrec.ops import concat, cross_entropy
 from tinyrec.tape import array_of, no_grad
@@ -19,6 +20,8 @@ VARIANTS += [("mamba", {"d_model": 17, "dt_rank": 0, "expand": 3, "d_state": 4, 
 VARIANTS += [("mamba", {"d_state": 1, "conv_width": 1, "expand": 1, "dt_rank": 7})]
 VARIANTS += [("qrnn", {"pooling": pooling}) for pooling in ("f", "ifo")]
 VARIANTS += [("aft", {"kind": kind}) for kind in ("full", "simple")]
+VARIANTS += [("recurrent-depth", {**PRESETS["bad-run-1"], "n_coda": 0}), ("recurrent-depth", {"block": "pre-norm"})]
+VARIANTS += [("recurrent-depth", {"recompute": True, "n_prelude": 2})]
 VARIANTS = [pytest.param(name, options, id=f"{name} {options or ''}") for name, options in VARIANTS]
 
 
@@ -79,7 +82,10 @@ def test_any_cut_equals_the_parallel_form(tiny, name, options, pieces, plain, se
         assert_close(read(without_tape(model) if plain else model, tokens, pieces)[0], whole, 1e-10)
 
 
-@pytest.mark.parametrize(("name", "options"), [p for p in VARIANTS if p.values[0] not in ("griffin", "transformer")])
+CACHES = ("griffin", "transformer", "recurrent-depth")  # of keys and values, which are constants to later calls
+
+
+@pytest.mark.parametrize(("name", "options"), [p for p in VARIANTS if p.values[0] not in CACHES])
 def test_gradients_cross_a_cut(tiny, name, options):
     if options.get("kind") == "full":
         pytest.skip("keys and values that an earlier call cached are constants, as in attention")

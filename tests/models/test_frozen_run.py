@@ -17,24 +17,26 @@ import pytest
 
 from tinyrec.models import MODELS, build, make_config
 from tinyrec.nn import parameters
-from tinyrec.optim import adamw_for, clip_by_global_norm
+from tinyrec.optim import clip_by_global_norm, optimizer_for
 from tinyrec.parallel import loss_and_grads
 
 FILE = Path(__file__).parents[1] / "golden" / "frozen_runs.json"
-SIZES = dict(vocab_size=13, d_model=16, n_layers=3)
+SIZES = dict(vocab_size=13, d_model=16)
 OPTIONS = {
-    "griffin": dict(d_rnn=24, n_heads=2, gate_blocks=2, window=5, logit_cap=30.0),
-    "mamba": dict(d_state=4),
-    "baseline": dict(window=5, max_length=20, rank=4),
+    "griffin": dict(n_layers=3, d_rnn=24, n_heads=2, gate_blocks=2, window=5, logit_cap=30.0),
+    "huginn": dict(n_heads=2, d_mlp=40, n_core=2, mean_steps=3),
+    "rwkv4": dict(n_layers=3),
+    "mamba": dict(n_layers=3, d_state=4),
+    "baseline": dict(n_layers=3, window=5, max_length=20, rank=4),
 }
 
 
 def run(name: str) -> dict[str, list[float]]:
     """Losses and gradient norms of ten steps on one random batch, B = 3, T = 20."""
     rng = np.random.default_rng(2024)
-    model = build(name, make_config(name, **SIZES, **OPTIONS.get(MODELS[name].family, {})), rng, "float64")
+    model = build(name, make_config(name, **SIZES, **OPTIONS[MODELS[name].family]), rng, "float64")
     tokens = rng.integers(0, 13, (3, 21))
-    optimizer = adamw_for(model, lr=3e-3, weight_decay=0.1)
+    optimizer = optimizer_for(model, lr=3e-3, weight_decay=0.1)
     losses, norms = [], []
     for _ in range(10):
         optimizer.zero_grad()

@@ -14,7 +14,7 @@ from tinyrec.models import build, make_config
 from tinyrec.models.mamba import LayerState
 from tinyrec.nn import parameters, without_tape
 from tinyrec.ops import concat, cross_entropy
-from tinyrec.optim import adamw_for
+from tinyrec.optim import optimizer_for
 from tinyrec.tape import no_grad
 
 # Sizes are pairwise distinct; the second has nothing at its default.
@@ -183,7 +183,7 @@ def test_weight_decay_spares_a_log_and_d():
     assert before["blocks.0.mixer.a_log"].ndim == 2  # by its shape it would decay
     for tensor in tensors.values():
         tensor.grad = np.zeros_like(tensor.data)  # so that decay is all that moves
-    adamw_for(model, lr=0.1, weight_decay=0.5).step()
+    optimizer_for(model, lr=0.1, weight_decay=0.5).step()
     still = {name.rpartition(".mixer.")[2] for name, x in before.items() if (tensors[name].data == x).all()}
     gains = {"blocks.0.norm.gain", "blocks.1.norm.gain", "final_norm.gain"}
     assert still == {"a_log", "d", "conv_b", "dt_proj.b"} | gains

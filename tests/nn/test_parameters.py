@@ -78,6 +78,10 @@ def test_names_of_a_model():
     assert all(tensor.requires_grad for _, tensor in parameters(model))
 
 
+def relative(a, b):
+    return abs(a - b).max() / abs(b).max()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_without_tape_is_the_same_model_with_shared_arrays(name):
     rng = np.random.default_rng(0)
@@ -92,7 +96,9 @@ def test_without_tape_is_the_same_model_with_shared_arrays(name):
     for t in range(9):
         step, state = plain.step(tokens[:, t], state)
         expected, ours = model.step(tokens[:, t], ours)
-        assert type(step) is np.ndarray and np.array_equal(step, expected.data)
+        # Not to the bit: cached keys lie in memory in another order (KVCache), so BLAS adds in another order; ten
+        # blocks one after the other made 5e-7 of that.
+        assert type(step) is np.ndarray and relative(step, expected.data) < 2e-6
     for _, tensor in parameters(model):
         tensor.data *= 2.0  # in place, as an optimizer does
     assert np.array_equal(plain(tokens), model(tokens).data)

@@ -160,7 +160,7 @@ def test_with_a_window_no_square_of_scores_is_ever_held(outputs_and_gradients):
 def test_with_a_window_the_work_grows_with_it_and_not_with_the_length():
     time, window, chunk = 1024, 16, module.CHUNK
     (q, k, _), reach = draw(8, 1, time, 0, 1, 1, 4), np.full((1, time), window)
-    scores = [(q.stop - q.start) * (k.stop - k.start) for _, _, q, k, _ in module._blocks(q, k, reach)]
+    scores = [(q.stop - q.start) * (k.stop - k.start) for _, q, k, _ in module._blocks(q, k, reach)]
     assert time * (window + 1) <= sum(scores) <= time * (window + chunk)
 
 

@@ -21,8 +21,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..data import Batches, encode, load_text, split_text
+from ..evaluate import Batch, scores
 from ..nn import count
-from ..train import Batch, Options, parse_task, scores, streams
+from ..train import Options, parse_task, streams
 from .console import thousands
 from .models import check_length, load_model, longest
 from .parser import Mistake, Parser, as_mistake

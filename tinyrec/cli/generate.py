@@ -1,6 +1,7 @@
 """Let a trained model go on writing; the text appears as it is made.
 
-  tinyrec generate runs/hawk-pydoc --prompt "The module" --temperature 0.8
+tinyrec generate runs/hawk-pydoc --prompt "The module" --temperature 0.8
+tinyrec generate runs/recurrent-depth-pydoc --recurrence 32 --exit kl
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from ..data import encode
 from ..generate import generate, stream_text
 from ..train import streams
+from .depth import add_generate_arguments, depth_reader, speculation, tell
 from .models import check_length, load_model
 from .parser import Mistake, Parser, as_mistake
 from .runs import RunFolder
@@ -31,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="choose among the likeliest with share P")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choices (default 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the text into FILE, too")
+    add_generate_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,15 +44,22 @@ def run(arguments: argparse.Namespace) -> int:
         raise Mistake("the prompt is empty; a model goes on from something, a line feed for instance")
     model, prompt = load_model(saved), encode(arguments.prompt)
     check_length(model.config, len(prompt) + arguments.tokens - 1)  # the last token is not read
+    random = streams(arguments.seed)
+    reader = depth_reader(arguments, model, random.init)
     with as_mistake(ValueError):
-        tokens = generate(
-            model,
-            prompt,
-            arguments.tokens,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            rng=streams(arguments.seed).sampling,
+        tokens = (
+            speculation(arguments, model, prompt)
+            if arguments.draft_recurrence
+            else generate(
+                model,
+                prompt,
+                arguments.tokens,
+                temperature=arguments.temperature,
+                top_k=arguments.top_k,
+                top_p=arguments.top_p,
+                rng=random.sampling,
+                reader=reader,
+            )
         )
     with contextlib.ExitStack() as stack:
         outputs = [sys.stdout]
@@ -63,4 +73,5 @@ def run(arguments: argparse.Namespace) -> int:
                 output.write(text)
                 output.flush()
         print()
+    tell(reader)
     return 0

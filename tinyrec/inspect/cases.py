@@ -154,6 +154,7 @@ def _products(case: Callable, draw: Draw) -> None:
     case(ops.block_linear, normal(5, 2, 6), normal(2, 3, 3))
     case(block_outer, normal(2, 7, 6), normal(2, 7, 6), n=3)
     case(inner, normal(2, 7, 5), normal(2, 7, 5))
+    case(ops.recompute, normal(2, 7), normal(7, 5), call=lambda x, w: ops.tanh(ops.matmul(x, w)), weights=[])
 
 
 def _layers(case: Callable, draw: Draw) -> None:

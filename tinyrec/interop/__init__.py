@@ -13,6 +13,7 @@ from ..nn import parameters
 from ..suggest import check_known
 from .griffin import GRIFFIN, RECURRENTGEMMA_HF
 from .mamba import MAMBA, MAMBA_HF
+from .recurrent_depth import HUGINN
 from .rules import Family
 from .rwkv import RWKV4, RWKV4_HF
 
@@ -20,6 +21,7 @@ FAMILIES: dict[str, Family] = {
     "griffin": GRIFFIN, "recurrentgemma-hf": RECURRENTGEMMA_HF,
     "rwkv4": RWKV4, "rwkv4-hf": RWKV4_HF,
     "mamba": MAMBA, "mamba-hf": MAMBA_HF,
+    "huginn": HUGINN,
 }  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def from_official(family: str, arrays: Mapping[str, np.ndarray], config: Mapping
     dtype = np.result_type(*arrays.values()) if arrays else "float32"
     model = build(name, ours, np.random.default_rng(0), dtype)
     tensors, rules = dict(parameters(model)), reader.rules(ours)
-    known = {rule.official for rule in rules} | reader.tied.keys()
+    known = {rule.official for rule in rules} | reader.tied.keys() | set(reader.ignored)
     complaints = [f"unknown {n}" for n in arrays if n not in known]
     complaints += [
         f"{copy} is not equal to {original}, to which it is tied"

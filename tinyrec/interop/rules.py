@@ -22,11 +22,13 @@ class Family(NamedTuple):
     """config: their fields -> (our model name, our config); rules: our config -> the list of Rules.
 
     tied: official names of tensors that repeat another one, {copy: original}. They may be left out.
+    ignored: official names of tensors that hold nothing learned, and are worked out here.
     """
 
     config: Callable[[Mapping[str, Any]], tuple[str, Any]]
     rules: Callable[[Any], list[Rule]]
     tied: Mapping[str, str] = MappingProxyType({})
+    ignored: tuple[str, ...] = ()
 
 
 def check_only(cfg: Mapping[str, Any], only: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..nn import without_tape
 from ..suggest import check_known
-from . import baselines_config, griffin_config, mamba_config, rwkv_config
+from . import baselines_config, griffin_config, mamba_config, recurrent_depth_config, rwkv_config
 from .baselines import Baseline
 from .baselines_config import BaselineConfig
 from .griffin import Griffin
@@ -16,6 +16,8 @@ from .griffin_decode import Decoder as GriffinDecoder
 from .mamba import Mamba
 from .mamba_config import MambaConfig
 from .mamba_decode import Decoder as MambaDecoder
+from .recurrent_depth import RecurrentDepth
+from .recurrent_depth_config import RecurrentDepthConfig
 from .rwkv import RWKV
 from .rwkv_config import RWKVConfig
 from .rwkv_decode import Decoder as RWKVDecoder
@@ -36,6 +38,7 @@ MODELS: dict[str, Entry] = {
         name: Entry("griffin", Griffin, GriffinConfig, griffin_config.PRESETS, {"pattern": pattern})
         for name, pattern in (("hawk", HAWK), ("griffin", GRIFFIN), ("transformer", TRANSFORMER))
     },
+    "recurrent-depth": Entry("huginn", RecurrentDepth, RecurrentDepthConfig, recurrent_depth_config.PRESETS, {}),
     "rwkv": Entry("rwkv4", RWKV, RWKVConfig, rwkv_config.PRESETS, {}),
     "mamba": Entry("mamba", Mamba, MambaConfig, mamba_config.PRESETS, {}),
     **{

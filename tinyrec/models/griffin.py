@@ -24,12 +24,11 @@ import math
 from typing import Any, NamedTuple
 
 from ..backend import get_xp
-from ..nn import GatedMLP, KVCache, Linear, RMSNorm, lecun_normal, normal, zeros
+from ..nn import GatedMLP, KVCache, Linear, RMSNorm, extended, lecun_normal, normal, zeros
 from ..ops import (
     attention,
     block_linear,
     causal_conv,
-    concat,
     embedding,
     gelu_gate,
     linear,
@@ -205,11 +204,7 @@ class Attention:
         reach = places.position  # in the document, and in the window
         if self.window is not None:
             reach = get_xp(reach).minimum(reach, self.window)
-        new_state = None if state is None else state.append(array_of(k), array_of(v))
-        if new_state is not None and time == 1 and not getattr(k, "requires_grad", False):
-            k, v = new_state.keys, new_state.values  # what one token sees is just what is kept: no copy
-        elif state is not None and state.keys.shape[1]:
-            k, v = concat(state.keys, k, axis=1), concat(state.values, v, axis=1)
+        k, v, new_state = extended(k, v, state)
         return self.out(reshape(attention(q, k, v, reach=reach), shape=x.shape)), new_state
 
     def initial_state(self, batch: int, like: Any) -> KVCache:

@@ -59,7 +59,7 @@ class RWKV:
         self.ln_out = LayerNorm(c, dtype)
         self.head = Linear.of(orthogonal(rng, (c, v), 0.5 * max(1.0, v / c) ** 0.5, dtype))  # untied
         self.l2wrap = config.l2wrap  # parallel.loss_and_grads applies it
-        self.lr_scales = {"time_decay": 2.0, "time_first": 3.0} if config.layerwise_lr else {}  # optim.adamw_for
+        self.lr_scales = {"time_decay": 2.0, "time_first": 3.0} if config.layerwise_lr else {}  # optim.optimizer_for
 
     def __call__(self, tokens: Any) -> Tensor:
         """Logits (B, T, V) for tokens (B, T)."""

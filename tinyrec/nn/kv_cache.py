@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import get_xp
+from ..ops import concat
+from ..tape import array_of
 
 
 class KVCache:
@@ -46,6 +48,34 @@ class KVCache:
             new._buffer, new._start, new._stop = _Buffer(recent[0], recent[1], room=2), 0, stop - start
         new._buffer.used = new._stop
         return new
+
+    def without_last(self, n: int) -> KVCache:
+        """The cache before its last n tokens. What follows it is given up: the next append may write over it.
+
+        So a guess is taken back, or made again, without a copy of everything; caches that continue this one, and the
+        one that is cut, must not be used afterwards. n = 0 gives up what continues this cache. Needs no `limit`.
+        """
+        if not 0 <= n <= self._stop - self._start:
+            raise ValueError(f"a cache of {self._stop - self._start} tokens cannot give up its last {n}")
+        new = object.__new__(KVCache)
+        new.limit, new._buffer, new._start, new._stop = self.limit, self._buffer, self._start, self._stop - n
+        new._buffer.used = new._stop
+        return new
+
+
+def extended(keys: Any, values: Any, cache: KVCache | None) -> tuple[Any, Any, KVCache | None]:
+    """(all keys, all values, new cache): those of `cache`, then keys, values (B, T, H, K) of new tokens.
+
+    Gradients flow into the new ones only: what an earlier call has cached is constant.
+    """
+    if cache is None:
+        return keys, values, None
+    new = cache.append(array_of(keys), array_of(values))
+    if not getattr(keys, "requires_grad", False) and (cache.limit is None or keys.shape[1] == 1):
+        return new.keys, new.values, new  # what the tokens see is just what is kept: no copy
+    if cache.keys.shape[1]:
+        keys, values = concat(cache.keys, keys, axis=1), concat(cache.values, values, axis=1)
+    return keys, values, new
 
 
 class _Buffer:

@@ -32,10 +32,16 @@ class Linear:
 
 
 class RMSNorm:
-    """y (..., D) = x / rms(x) * (1 + gain), gain = 0 at the start; or * gain, gain = 1, without one_plus."""
+    """y (..., D) = x / rms(x) * (1 + gain), gain = 0 at the start; or * gain, gain = 1, without one_plus.
 
-    def __init__(self, d: int, dtype: Any = "float32", eps: float = 1e-6, one_plus: bool = True):
-        self.gain, self.eps, self.one_plus = full((d,), 0.0 if one_plus else 1.0, dtype), eps, one_plus
+    has_gain=False: y = x / rms(x), no parameter.
+    """
+
+    def __init__(
+        self, d: int, dtype: Any = "float32", eps: float = 1e-6, one_plus: bool = True, has_gain: bool = True
+    ):
+        self.gain = full((d,), 0.0 if one_plus else 1.0, dtype) if has_gain else None
+        self.eps, self.one_plus = eps, one_plus
 
     def __call__(self, x: Tensor) -> Tensor:
         return rmsnorm(x, self.gain, eps=self.eps, one_plus=self.one_plus)

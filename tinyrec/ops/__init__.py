@@ -16,6 +16,7 @@ from .gates import gelu_gate, sigmoid_gate, silu_gate
 from .l2wrap import l2wrap
 from .matmul import linear, matmul
 from .norm import layernorm, rmsnorm
+from .recompute import recompute
 from .reduce import logsumexp, max, mean, sum
 from .rope import rope, rope_tables
 from .shape import broadcast_to, concat, getitem, pad, reshape, scatter, split, stack, transpose

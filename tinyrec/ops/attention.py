@@ -37,7 +37,10 @@ def naive(q, k, v, *, reach=None):
 
 
 def _blocks(q, k, reach) -> Iterator[tuple]:
-    """(batch row, kv head, query slice, key slice, hidden (C, 1, keys) or None) for every chunk of queries."""
+    """(batch row, query slice, key slice, hidden (C, 1, M) or None) for every chunk of queries.
+
+    hidden: which of the last M keys of the slice a query may not see; it sees all of the others.
+    """
     xp = get_xp(q)
     (batch, time), keys = q.shape[:2], k.shape[1]
     before = keys - time  # keys carried from before the first query
@@ -51,19 +54,28 @@ def _blocks(q, k, reach) -> Iterator[tuple]:
                 at = xp.arange(start, stop) + before  # the queries' places among the keys
                 oldest = at * 0 if reach is None else xp.maximum(at - reach[n, start:stop], 0)
                 first = int(oldest.min())
-                column = xp.arange(first, last)
+                column = xp.arange(int(at[0]) + 1 if bool((oldest == first).all()) else first, last)
                 hidden = ((column > at[:, None]) | (column < oldest[:, None]))[:, None, :]
-            for h in range(k.shape[2]):
-                yield n, h, slice(start, stop), slice(first, last), hidden
+            yield n, slice(start, stop), slice(first, last), hidden
+
+
+def _rows(x):
+    """x (C, Hkv, G, K), a chunk of queries or of what belongs to them -> (Hkv, C G, K): one matrix per key head."""
+    return x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1, x.shape[3])
+
+
+def _chunk(rows, like):
+    """The other way: (Hkv, C G, K) -> (C, Hkv, G, K), the shape of `like`."""
+    c, heads, g, width = like.shape
+    return rows.reshape(heads, c, g, width).transpose(1, 0, 2, 3)
 
 
 def _scores(qc, kc, hidden):
-    """(C G, keys): scaled products of C G query rows with the keys, -inf where hidden."""
-    scores = qc @ kc.T
-    scores *= qc.shape[-1] ** -0.5
+    """(Hkv, C G, keys): products of the query rows (Hkv, C G, K) with kc (keys, Hkv, K), -inf where hidden."""
+    scores = qc @ kc.transpose(1, 2, 0)
     if hidden is not None:
-        by_query = scores.reshape(hidden.shape[0], -1, hidden.shape[2])
-        get_xp(scores).copyto(by_query, -math.inf, where=hidden)
+        by_query = scores.reshape(scores.shape[0], hidden.shape[0], -1, scores.shape[2])
+        get_xp(scores).copyto(by_query[..., scores.shape[2] - hidden.shape[2] :], -math.inf, where=hidden)
     return scores
 
 
@@ -80,16 +92,17 @@ def attention(q, k, v, *, reach=None):
         raise ValueError("k and v must be (B, S, Hkv, K) with S >= T, and H a multiple of Hkv")
     grouped = q.reshape(batch, time, kv_heads, heads // kv_heads, width)
     out = xp.empty(grouped.shape, q.dtype)
-    log_total = xp.empty(grouped.shape[:-1], q.dtype)
-    for n, h, rows, cols, hidden in _blocks(q, k, reach):
-        kc, vc = k[n, cols, h], v[n, cols, h]
-        scores = _scores(grouped[n, rows, h].reshape(-1, width), kc, hidden)
-        top = scores.max(axis=1, keepdims=True)
+    log_total = xp.empty((*grouped.shape[:-1], 1), q.dtype)
+    for n, rows, cols, hidden in _blocks(q, k, reach):
+        scores = _scores(_rows(grouped[n, rows]) * width**-0.5, k[n, cols], hidden)
+        top = scores.max(axis=-1, keepdims=True)
         scores -= top
         weights = xp.exp(scores, out=scores)
-        total = weights.sum(axis=1, keepdims=True)
-        out[n, rows, h] = ((weights @ vc) / total).reshape(out[n, rows, h].shape)
-        log_total[n, rows, h] = (top + xp.log(total)).reshape(log_total[n, rows, h].shape)
+        total = weights.sum(axis=-1, keepdims=True)
+        mixed = weights @ v[n, cols].transpose(1, 0, 2)  # (Hkv, C G, K)
+        mixed /= total
+        out[n, rows] = _chunk(mixed, out[n, rows])
+        log_total[n, rows] = _chunk(top + xp.log(total), log_total[n, rows])
     out = out.reshape(q.shape)
     return out, (q, k, v, out, log_total, reach)
 
@@ -101,20 +114,18 @@ def attention_vjp(g, q, k, v, out, log_total, reach):
     xp = get_xp(q)
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
-    rowsum = xp.vecdot(g, out)  # (B, T, H)
-    shape = (*log_total.shape, q.shape[-1])
-    qg, gg, dqg, rowsum = q.reshape(shape), g.reshape(shape), dq.reshape(shape), rowsum.reshape(log_total.shape)
-    for n, h, rows, cols, hidden in _blocks(q, k, reach):
-        qc, gc = (a[n, rows, h].reshape(-1, shape[-1]) for a in (qg, gg))
-        kc, vc = k[n, cols, h], v[n, cols, h]
-        weights = _scores(qc, kc, hidden)
-        weights -= log_total[n, rows, h].reshape(-1, 1)
+    shape = (*log_total.shape[:-1], q.shape[-1])  # (B, T, Hkv, G, K)
+    rowsum = xp.vecdot(g, out).reshape(log_total.shape)
+    qg, gg, dqg = q.reshape(shape), g.reshape(shape), dq.reshape(shape)
+    for n, rows, cols, hidden in _blocks(q, k, reach):
+        qc, gc = _rows(qg[n, rows]) * scale, _rows(gg[n, rows])
+        weights = _scores(qc, k[n, cols], hidden)
+        weights -= _rows(log_total[n, rows])
         xp.exp(weights, out=weights)
-        dv[n, cols, h] += weights.T @ gc
-        dscores = gc @ vc.T
-        dscores -= rowsum[n, rows, h].reshape(-1, 1)
+        dv[n, cols] += (weights.transpose(0, 2, 1) @ gc).transpose(1, 0, 2)
+        dscores = gc @ v[n, cols].transpose(1, 2, 0)
+        dscores -= _rows(rowsum[n, rows])
         dscores *= weights
-        dscores *= scale
-        dqg[n, rows, h] = (dscores @ kc).reshape(dqg[n, rows, h].shape)
-        dk[n, cols, h] += dscores.T @ qc
+        dqg[n, rows] = _chunk(dscores @ k[n, cols].transpose(1, 0, 2) * scale, dqg[n, rows])
+        dk[n, cols] += (dscores.transpose(0, 2, 1) @ qc).transpose(1, 0, 2)
     return dq, dk, dv

@@ -27,10 +27,15 @@ def rope(x, cos, sin, *, pairing: str = "half"):
     if pairing not in ("half", "adjacent") or r > x.shape[-1]:
         raise ValueError(f"pairing {pairing!r} must be 'half' or 'adjacent', and R = {r} at most K = {x.shape[-1]}")
     c, s = cos[:, :, None, :], sin[:, :, None, :]
-    first, second = (slice(0, r // 2), slice(r // 2, r)) if pairing == "half" else (slice(0, r, 2), slice(1, r, 2))
     y = x.copy()
-    y[..., first] = x[..., first] * c - x[..., second] * s
-    y[..., second] = x[..., second] * c + x[..., first] * s
+    if pairing == "adjacent":  # (x_{2j}, x_{2j+1}) is the complex number x_{2j} + i x_{2j+1}, the rotation e^{i angle}
+        number = f"complex{16 * x.dtype.itemsize}"
+        turned = y[..., :r].view(number)
+        turned *= (c + 1j * s).astype(number)
+    else:
+        first, second = slice(0, r // 2), slice(r // 2, r)
+        y[..., first] = x[..., first] * c - x[..., second] * s
+        y[..., second] = x[..., second] * c + x[..., first] * s
     return y, (cos, sin, pairing)
 
 

@@ -1,4 +1,4 @@
-"""From gradients to new parameters: AdamW, clipping by the global norm, and the learning rate over the run.
+"""Adam with decoupled weight decay.
 
     symbol          here           what
     theta           t.data         a parameter, any shape
@@ -18,11 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, get_xp, to_cpu
-from .nn import parameters
-from .tape import Tensor
-
-SCHEDULES = ("cosine", "linear", "constant")
+from ..backend import Array, get_xp, to_cpu
+from ..tape import Tensor
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
@@ -100,16 +97,7 @@ class AdamW:
         xp = get_xp(slot.tensor.data)
         theta, m, v, (beta1, beta2) = slot.tensor.data, slot.m, slot.v, self.betas
         s = self._scratch_like(theta)
-        slot.t += 1  # line 4
-
-        m *= beta1
-        xp.multiply(g, 1.0 - beta1, out=s)
-        m += s  # line 7: m = beta_1 m + (1 - beta_1) g
-
-        v *= beta2
-        xp.multiply(g, g, out=s)
-        s *= 1.0 - beta2
-        v += s  # line 8: v = beta_2 v + (1 - beta_2) g^2
+        self._average(slot, g, s)  # lines 4, 7 and 8
 
         m_scale = 1.0 / (1.0 - beta1**slot.t)  # line 9: m_hat = m m_scale
         v_scale = 1.0 / (1.0 - beta2**slot.t)  # line 10: v_hat = v v_scale
@@ -122,6 +110,20 @@ class AdamW:
         if slot.decays:
             theta *= 1.0 - lr * self.weight_decay  # of the old theta, so it comes first
         theta -= s  # line 12: theta = theta - lr (m_hat / (sqrt(v_hat) + eps) + lambda theta)
+
+    def _average(self, slot: _Slot, g: Array, s: Array) -> None:
+        """Count the update and let its gradient into m and v; s is memory to work in, of the same shape."""
+        xp, m, v, (beta1, beta2) = get_xp(s), slot.m, slot.v, self.betas
+        slot.t += 1  # line 4
+
+        m *= beta1
+        xp.multiply(g, 1.0 - beta1, out=s)
+        m += s  # line 7: m = beta_1 m + (1 - beta_1) g
+
+        v *= beta2
+        xp.multiply(g, g, out=s)
+        s *= 1.0 - beta2
+        v += s  # line 8: v = beta_2 v + (1 - beta_2) g^2
 
     def _scratch_like(self, x: Array) -> Array:
         """Memory to work in, of the shape of x; made once, shared by all parameters, so it stays in the cache."""
@@ -162,75 +164,6 @@ class AdamW:
             slot.m[...] = xp.asarray(state[f"m.{name}"])
             slot.v[...] = xp.asarray(state[f"v.{name}"])
             slot.t = int(state[f"t.{name}"])
-
-
-def adamw_for(model: Any, lr: float, weight_decay: float) -> AdamW:
-    """AdamW with what the model knows about its own parameters, by the last word of their names.
-
-    model.lr_scales, a dict: factors of the learning rate. model.no_decay, a collection: matrices that must not decay.
-    """
-    scales, spared = getattr(model, "lr_scales", {}), getattr(model, "no_decay", ())
-    return AdamW(
-        parameters(model),
-        lr,
-        weight_decay=weight_decay,
-        decays=lambda name, tensor: is_matrix(name, tensor) and _last_word(name) not in spared,
-        scale=lambda name: scales.get(_last_word(name), 1.0),
-    )
-
-
-def _last_word(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def clip_by_global_norm(params: Iterable[tuple[str, Tensor]], max_norm: float) -> float:
-    """Scale all gradients by one factor so that their joint norm is at most max_norm; return the norm before that.
-
-    The norm is that of all gradients laid end to end. If it is not finite the gradients are left as they are: the
-    caller sees it in the result and decides. max_norm = inf only measures. A scaled gradient is a new array, since
-    whoever set `.grad` may hold the old one, or have given it to two leaves. On a GPU the host waits once, for the sum.
-    """
-    if not max_norm > 0.0:
-        raise ValueError(f"max_norm must be positive, got {max_norm}")
-    found = [(tensor, g) for _, tensor in params if (g := tensor.grad) is not None]
-    if not found:
-        return 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # squares beyond the dtype give inf, and that is the answer
-        flat = [g.ravel("A") for _, g in found]  # "A": a transposed array is not copied
-        squares = get_xp(flat[0]).stack([g.dot(g) for g in flat])  # a dot product needs no temporary for g^2
-        norm = math.sqrt(float(squares.sum(dtype="float64")))
-    if max_norm < norm < math.inf:  # never a division by zero; false for nan
-        for tensor, g in found:
-            tensor.grad = g * (float(max_norm) / norm)  # a Python float keeps the dtype
-    return norm
-
-
-def learning_rate(
-    step: int, *, schedule: str = "cosine", peak: float, warmup: int, steps: int, floor: float = 0.0
-) -> float:
-    """The learning rate of step 0, 1, ..., steps - 1 of a run.
-
-    peak          /\\
-                /    ` .            rises in a straight line: peak / (warmup + 1) at step 0, peak at step `warmup`
-              /         ` .         falls from there: half a cosine wave, a straight line, or not at all ("constant")
-    floor   /               ` __    reaches floor at step `steps`, the first that is no longer run, and stays
-            0  warmup      steps
-
-    A run no longer than its warm-up ends on the way up.
-    """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}, expected one of {', '.join(SCHEDULES)}")
-    if step < 0 or warmup < 0 or steps < 1:
-        raise ValueError(f"expected step >= 0, warmup >= 0 and steps >= 1, got {step}, {warmup} and {steps}")
-    if not 0.0 <= floor <= peak < math.inf:
-        raise ValueError(f"expected 0 <= floor <= peak, got floor {floor} and peak {peak}")
-    if step < warmup:
-        return float(peak * (step + 1) / (warmup + 1))
-    if schedule == "constant":
-        return float(peak)
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))  # 0 at the peak, 1 at the end
-    share = 0.5 * (1.0 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0 - done
-    return float(floor + (peak - floor) * share)
 
 
 def _at_least_0(name: str, value: float) -> float:

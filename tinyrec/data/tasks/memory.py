@@ -1,55 +1,15 @@
-"""Synthetic tasks that ask one thing of a model: can it remember, choose what to remember, and look up.
-
-Every task is a small dataclass with the same three members, so a training loop needs to know none of them:
-
-    task.sample(batch, rng) -> tokens (B, T), targets (B, T)      target -1: not scored
-    task.vocab_size                                               symbols and special tokens
-    task.accuracy(logits, targets)                                share of the scored targets that are right
+"""Synthetic tasks of memory: keep symbols 0 .. vocab - 1 for a while, choose what to keep, and look up.
 
 In the pictures a to h are symbols, `_` is a blank, `?` asks for an answer, and `.` is a target that is not scored.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ..suggest import did_you_mean
-from .batches import IGNORE_INDEX
-from .errors import DataError
-
-Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the tasks share: `length` tokens (T) a sequence, `vocab` symbols 0 .. vocab - 1, then special tokens."""
-
-    length: int = 64
-    vocab: int = 8
-
-    SPECIAL_TOKENS = 0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = getattr(self, field.name), 2 if field.name == "vocab" else 1
-            if not isinstance(value, int) or value < least:
-                raise DataError(f"{field.name} of a task must be a whole number, at least {least}, got {value!r}")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab + self.SPECIAL_TOKENS
-
-    def sample(self, batch: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        """Return tokens (B, T) and targets (B, T), all of it decided by the Generator."""
-        raise NotImplementedError
-
-    def accuracy(self, logits: npt.NDArray[np.floating], targets: Ints) -> float:
-        """Return the share of scored targets (B, T) that have the largest of the logits (B, T, V)."""
-        if logits.shape != (*targets.shape, self.vocab_size):
-            raise DataError(f"logits must be {(*targets.shape, self.vocab_size)} for these targets, got {logits.shape}")
-        scored = targets != IGNORE_INDEX
-        return float((logits.argmax(axis=-1) == targets)[scored].mean())
+from ..batches import IGNORE_INDEX
+from ..errors import DataError
+from .base import Ints, Task
 
 
 @dataclass(frozen=True)
@@ -63,6 +23,7 @@ class Copy(Task):
     shown to the model: it must know by itself where it stands. blank = vocab, ? = vocab + 1.
     """
 
+    vocab: int = 8
     items: int = 8
 
     SPECIAL_TOKENS = 2
@@ -116,6 +77,7 @@ class Induction(Task):
     `length` and the same `occurrences` to see whether what was learned holds over wider gaps.
     """
 
+    vocab: int = 8
     occurrences: int = 4
 
     SPECIAL_TOKENS = 1
@@ -139,22 +101,6 @@ class Induction(Task):
         targets = np.full_like(tokens, IGNORE_INDEX)
         np.put_along_axis(targets, places[:, 1:], np.broadcast_to(values, places[:, 1:].shape), axis=1)
         return tokens, targets
-
-
-TASKS: dict[str, type[Task]] = {"copy": Copy, "selective_copy": SelectiveCopy, "induction": Induction}
-
-
-def load_task(name: str, **options: int) -> Task:
-    """Return the task of that name, for instance load_task("induction", length=128)."""
-    if name not in TASKS:
-        raise DataError(f"there is no task {name!r}, only {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
-    known = [field.name for field in fields(TASKS[name])]
-    for option in options:
-        if option not in known:
-            raise DataError(
-                f"the task {name} has no option {option!r}, only {', '.join(known)}{did_you_mean(option, known)}"
-            )
-    return TASKS[name](**options)
 
 
 def _random_places(batch: int, length: int, count: int, rng: np.random.Generator) -> Ints:

@@ -1,4 +1,4 @@
-"""AdamW against the equations written naively and against PyTorch; clipping; the shape of the learning rate."""
+"""AdamW against the equations written naively and against PyTorch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyrec.nn import parameters
-from tinyrec.optim import AdamW, adamw_for, clip_by_global_norm, is_matrix, learning_rate
+from tinyrec.optim import AdamW, clip_by_global_norm, is_matrix
 from tinyrec.tape import Tensor
 
 SHAPES = {"w": (4, 3), "b": (5,), "scale": (), "kernel": (2, 3, 2)}
@@ -28,9 +27,6 @@ def set_grads(params, rng, scale=1.0):
 
 def values(params):
     return {name: tensor.data.copy() for name, tensor in params}
-
-
-# --- AdamW ------------------------------------------------------------------------------------------------------------
 
 
 def naive_adamw(theta, gs, lrs, betas, eps, decay):
@@ -183,23 +179,6 @@ def test_a_parameter_may_have_a_rate_of_its_own():
         assert (tensor.data == alone[1].data).all(), name
 
 
-def test_a_model_names_its_own_rates_and_what_must_not_decay():
-    class Model:
-        no_decay, lr_scales = ("a_log",), {"rate": 2.0}
-
-        def __init__(self):
-            self.layer = {"a_log": Tensor(np.ones((2, 3)), True), "w": Tensor(np.ones((2, 3)), True)}
-            self.rate = Tensor(np.ones(3), True)
-
-    model = Model()
-    for _, tensor in parameters(model):
-        tensor.grad = np.zeros(tensor.shape)
-    model.rate.grad[:] = 1.0
-    adamw_for(model, 0.1, 0.5).step()
-    assert (model.layer["a_log"].data == 1.0).all() and (model.layer["w"].data == 0.95).all()
-    np.testing.assert_allclose(model.rate.data, 0.8, rtol=1e-7)
-
-
 def test_zero_grad_forgets():
     params = random_params(np.random.default_rng(8))
     optimizer = AdamW([*params, ("frozen", Tensor(np.ones(3)))], 0.1)
@@ -278,110 +257,3 @@ def test_bad_lists_and_gradients_are_refused():
         optimizer.step()
     with pytest.raises(ValueError, match="lr"):
         optimizer.step(math.inf)
-
-
-# --- clipping ---------------------------------------------------------------------------------------------------------
-
-
-@given(seed=st.integers(0, 2**32 - 1), max_norm=st.floats(1e-3, 1e3), scale=st.sampled_from([0.0, 1e-3, 1.0, 1e3]))
-def test_clipping(seed, max_norm, scale):
-    rng = np.random.default_rng(seed)
-    params = random_params(rng)
-    set_grads(params, rng, scale)
-    dict(params)["kernel"].grad = None
-    dict(params)["w"].grad = np.asfortranarray(dict(params)["w"].grad)
-    before = {name: tensor.grad for name, tensor in params if tensor.grad is not None}
-    copies = {name: g.copy() for name, g in before.items()}
-    expected = np.linalg.norm(np.concatenate([g.ravel() for g in before.values()]))
-
-    assert clip_by_global_norm(params, max_norm) == pytest.approx(expected, rel=1e-12)
-    factor = min(1.0, max_norm / expected) if expected else 1.0
-    for name, g in before.items():
-        np.testing.assert_allclose(dict(params)[name].grad, g * factor, rtol=1e-12)
-        assert np.array_equal(g, copies[name])  # the array itself is untouched: it may be shared
-    assert dict(params)["kernel"].grad is None
-
-
-def test_clipping_scales_a_shared_gradient_once_for_each_leaf():
-    x, y = (Tensor(np.ones(8), requires_grad=True) for _ in range(2))
-    x.grad = y.grad = np.ones(8)
-    assert clip_by_global_norm([("x", x), ("y", y)], 1.0) == pytest.approx(4.0)
-    assert np.array_equal(x.grad, np.full(8, 0.25)) and np.array_equal(y.grad, x.grad)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
-def test_a_norm_that_is_not_finite_is_returned_and_nothing_is_scaled(bad):
-    params = random_params(np.random.default_rng(12), dtype=np.float32)
-    set_grads(params, np.random.default_rng(13))
-    dict(params)["w"].grad[1, 2] = bad  # (1e30)^2 is beyond float32
-    before = {name: tensor.grad for name, tensor in params}
-    assert not math.isfinite(clip_by_global_norm(params, 1.0))
-    assert all(tensor.grad is before[name] for name, tensor in params)
-
-
-def test_clipping_edges():
-    params = random_params(np.random.default_rng(14))
-    assert clip_by_global_norm(params, 1.0) == 0.0  # no gradients at all
-    set_grads(params, np.random.default_rng(15))
-    assert type(clip_by_global_norm(params, math.inf)) is float
-    for bad in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="max_norm must be positive"):
-            clip_by_global_norm(params, bad)
-
-
-# --- learning rate ----------------------------------------------------------------------------------------------------
-
-RUN = {"peak": 0.5, "warmup": 9, "steps": 109, "floor": 0.1}
-
-
-@pytest.mark.parametrize(
-    ("schedule", "middle", "end"), [("cosine", 0.3, 0.1), ("linear", 0.3, 0.1), ("constant", 0.5, 0.5)]
-)
-def test_the_corners_of_a_schedule(schedule, middle, end):
-    rates = [learning_rate(step, schedule=schedule, **RUN) for step in range(120)]
-    np.testing.assert_allclose(rates[:10], 0.05 * np.arange(1, 11), rtol=1e-12)  # up to the peak at step 9
-    assert rates[59] == pytest.approx(middle) and rates[109] == pytest.approx(end) and set(rates[109:]) == {rates[109]}
-    assert max(rates) == rates[9] == 0.5
-
-
-@given(
-    schedule=st.sampled_from(["cosine", "linear", "constant"]),
-    warmup=st.integers(0, 30),
-    steps=st.integers(1, 60),
-    share=st.floats(0, 1),
-)
-def test_a_schedule_rises_then_falls_and_stays_between(schedule, warmup, steps, share):
-    rates = [
-        learning_rate(step, schedule=schedule, peak=2.0, warmup=warmup, steps=steps, floor=2.0 * share)
-        for step in range(steps + 5)
-    ]
-    assert all(type(rate) is float for rate in rates)
-    assert all(0 < rate <= 2.0 for rate in rates[:steps])
-    assert (np.diff(rates[: warmup + 1]) > 0).all() and (np.diff(rates[warmup:]) <= 0).all()
-    if schedule != "constant" and steps > warmup:
-        assert rates[-1] == pytest.approx(2.0 * share)
-    if warmup < steps:
-        assert rates[warmup] == 2.0
-
-
-def test_cosine_is_slow_at_both_ends():
-    cosine = [learning_rate(s, schedule="cosine", peak=1.0, warmup=0, steps=100) for s in range(101)]
-    linear = [learning_rate(s, schedule="linear", peak=1.0, warmup=0, steps=100) for s in range(101)]
-    assert cosine[25] == pytest.approx(0.5 + math.sqrt(0.125)) and linear[25] == pytest.approx(0.75)
-    np.testing.assert_allclose(np.add(cosine, cosine[::-1]), 1.0, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"schedule": "cosin"}, "unknown schedule 'cosin', expected one of cosine, linear, constant"),
-        ({"step": -1}, "step >= 0"),
-        ({"steps": 0}, "steps >= 1"),
-        ({"warmup": -1}, "warmup >= 0"),
-        ({"floor": 0.6}, "floor <= peak"),
-        ({"peak": math.nan}, "floor <= peak"),
-    ],
-)
-def test_a_bad_schedule_is_refused(change, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        learning_rate(**{"step": 3, **RUN} | change)
