@@ -37,7 +37,7 @@ def naive(q, k, v, *, reach=None):
 
 
 def _blocks(q, k, reach) -> Iterator[tuple]:
-    """(batch row, query slice, key slice, hidden (C, 1, M) or None) for every chunk of queries.
+    """(batch row, query slice, key slice, hidden (M, C, 1) or None) for every chunk of C queries.
 
     hidden: which of the last M keys of the slice a query may not see; it sees all of the others.
     """
@@ -54,29 +54,38 @@ def _blocks(q, k, reach) -> Iterator[tuple]:
                 at = xp.arange(start, stop) + before  # the queries' places among the keys
                 oldest = at * 0 if reach is None else xp.maximum(at - reach[n, start:stop], 0)
                 first = int(oldest.min())
-                column = xp.arange(int(at[0]) + 1 if bool((oldest == first).all()) else first, last)
-                hidden = ((column > at[:, None]) | (column < oldest[:, None]))[:, None, :]
+                place = xp.arange(int(at[0]) + 1 if bool((oldest == first).all()) else first, last)[:, None]
+                hidden = ((place > at) | (place < oldest))[:, :, None]
             yield n, slice(start, stop), slice(first, last), hidden
 
 
 def _rows(x):
-    """x (C, Hkv, G, K), a chunk of queries or of what belongs to them -> (Hkv, C G, K): one matrix per key head."""
+    """x (C, Hkv, G, K), a chunk of queries or what belongs to them -> (Hkv, C G, K): one matrix per key head."""
     return x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1, x.shape[3])
 
 
-def _chunk(rows, like):
-    """The other way: (Hkv, C G, K) -> (C, Hkv, G, K), the shape of `like`."""
-    c, heads, g, width = like.shape
-    return rows.reshape(heads, c, g, width).transpose(1, 0, 2, 3)
+def _put(chunk, rows):
+    """The other way: write rows (Hkv, C G, K) into chunk (C, Hkv, G, K)."""
+    c, heads, g, width = chunk.shape
+    chunk[...] = rows.reshape(heads, c, g, width).transpose(1, 0, 2, 3)
 
 
-def _scores(qc, kc, hidden):
-    """(Hkv, C G, keys): products of the query rows (Hkv, C G, K) with kc (keys, Hkv, K), -inf where hidden."""
-    scores = qc @ kc.transpose(1, 2, 0)
+def _scores(kc, qc, hidden):
+    """(Hkv, S, C G): products of the keys kc (Hkv, S, K) with the query rows qc (Hkv, C G, K), -inf where hidden.
+
+    Keys come first, so that maximum and sum over them add whole rows, and what is subtracted is one row.
+    """
+    xp = get_xp(qc)
+    scores = kc @ xp.asarray(_turned(qc), order="C")
     if hidden is not None:
-        by_query = scores.reshape(scores.shape[0], hidden.shape[0], -1, scores.shape[2])
-        get_xp(scores).copyto(by_query[..., scores.shape[2] - hidden.shape[2] :], -math.inf, where=hidden)
+        by_query = scores.reshape(*scores.shape[:2], hidden.shape[1], -1)
+        xp.copyto(by_query[:, scores.shape[1] - len(hidden) :], -math.inf, where=hidden)
     return scores
+
+
+def _turned(x):
+    """Each matrix of x (H, N, M) transposed."""
+    return x.transpose(0, 2, 1)
 
 
 @fused(naive)
@@ -94,15 +103,16 @@ def attention(q, k, v, *, reach=None):
     out = xp.empty(grouped.shape, q.dtype)
     log_total = xp.empty((*grouped.shape[:-1], 1), q.dtype)
     for n, rows, cols, hidden in _blocks(q, k, reach):
-        scores = _scores(_rows(grouped[n, rows]) * width**-0.5, k[n, cols], hidden)
-        top = scores.max(axis=-1, keepdims=True)
+        kc, vc = (a[n, cols].transpose(1, 0, 2) for a in (k, v))  # (Hkv, S, K)
+        scores = _scores(kc, _rows(grouped[n, rows]) * width**-0.5, hidden)
+        top = scores.max(axis=1, keepdims=True)  # (Hkv, 1, C G)
         scores -= top
         weights = xp.exp(scores, out=scores)
-        total = weights.sum(axis=-1, keepdims=True)
-        mixed = weights @ v[n, cols].transpose(1, 0, 2)  # (Hkv, C G, K)
+        total = _turned(xp.ones((1, weights.shape[1]), q.dtype) @ weights)  # a product is faster than .sum(1)
+        mixed = _turned(weights) @ vc  # (Hkv, C G, K)
         mixed /= total
-        out[n, rows] = _chunk(mixed, out[n, rows])
-        log_total[n, rows] = _chunk(top + xp.log(total), log_total[n, rows])
+        _put(out[n, rows], mixed)
+        _put(log_total[n, rows], _turned(top) + xp.log(total))
     out = out.reshape(q.shape)
     return out, (q, k, v, out, log_total, reach)
 
@@ -118,14 +128,15 @@ def attention_vjp(g, q, k, v, out, log_total, reach):
     rowsum = xp.vecdot(g, out).reshape(log_total.shape)
     qg, gg, dqg = q.reshape(shape), g.reshape(shape), dq.reshape(shape)
     for n, rows, cols, hidden in _blocks(q, k, reach):
-        qc, gc = _rows(qg[n, rows]) * scale, _rows(gg[n, rows])
-        weights = _scores(qc, k[n, cols], hidden)
-        weights -= _rows(log_total[n, rows])
+        kc, vc, dkc, dvc = (a[n, cols].transpose(1, 0, 2) for a in (k, v, dk, dv))  # (Hkv, S, K)
+        qc, gc = _rows(qg[n, rows]) * scale, _rows(gg[n, rows])  # (Hkv, C G, K)
+        weights = _scores(kc, qc, hidden)  # P^T (Hkv, S, C G)
+        weights -= _turned(_rows(log_total[n, rows]))
         xp.exp(weights, out=weights)
-        dv[n, cols] += (weights.transpose(0, 2, 1) @ gc).transpose(1, 0, 2)
-        dscores = gc @ v[n, cols].transpose(1, 2, 0)
-        dscores -= _rows(rowsum[n, rows])
+        dvc += weights @ gc
+        dscores = vc @ xp.asarray(_turned(gc), order="C")
+        dscores -= _turned(_rows(rowsum[n, rows]))
         dscores *= weights
-        dqg[n, rows] = _chunk(dscores @ k[n, cols].transpose(1, 0, 2) * scale, dqg[n, rows])
-        dk[n, cols] += (dscores.transpose(0, 2, 1) @ qc).transpose(1, 0, 2)
+        _put(dqg[n, rows], _turned(dscores) @ kc * scale)
+        dkc += dscores @ qc
     return dq, dk, dv

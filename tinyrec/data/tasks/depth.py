@@ -44,6 +44,11 @@ class Stepwise(Task):
         raise NotImplementedError
 
     @property
+    def vocab(self) -> int:
+        """How many different answers there are: what is read and what is carried along is of one kind, mostly."""
+        return self.symbols
+
+    @property
     def vocab_size(self) -> int:
         return self.symbols + self.vocab + self.bos
 
@@ -103,10 +108,6 @@ class PrefixParity(Stepwise):
 
     @property
     def symbols(self) -> int:
-        return 2
-
-    @property
-    def vocab(self) -> int:
         return 2
 
     def _answers(self, tokens: Ints) -> Ints:
@@ -176,10 +177,6 @@ class Permutations(Stepwise):
     def symbols(self) -> int:
         return factorial(self.n)
 
-    @property
-    def vocab(self) -> int:
-        return factorial(self.n)
-
     def _answers(self, tokens: Ints) -> Ints:
         table, products = multiplication_table(self.n), tokens.copy()
         for t in range(1, tokens.shape[1]):
@@ -200,12 +197,13 @@ def multiplication_table(n: int) -> Ints:
 class Chase(Task):
     """Follow pointers back to a symbol and say which one.
 
-        tokens    a b 1 3 2 1 3       length 7, chains 2, reach 3; 1 to 3 point at the token that many places before
-        targets   a b b a b b a       the last one: to the first 3, to a
+        tokens    a b 1 3 c 2 2       length 7, chains 2, reach 3; 1 to 3 point at the token that many places before
+        targets   a b b a c a c       the last but one: to the 3, to a
 
-    Each of the first `chains` tokens is a symbol (0 .. vocab - 1) and the head of a chain. Every other token belongs to
-    one of the chains at random and points at the last token of it, at most `reach` places back (token vocab - 1 +
-    places). Chains never meet, so guessing which it is does not help, and the later, the more hops: about t / chains.
+    The first tokens are symbols (0 .. vocab - 1), the heads of `chains`. Every other token goes on with one of them at
+    random: it points at its last token, at most `reach` places back (token vocab - 1 + places), or, in `renew` percent,
+    is a symbol with which that chain begins anew. Chains never meet: guessing which one it is does not help. Without
+    new symbols there are few short chains, and those are what a model learns first.
 
     Made for iterations of one block. If each position holds the answer as far as it knows it, then one and the same
     step, "take over what the token holds that I point at", is right for all positions and all iterations: r of them
@@ -215,6 +213,7 @@ class Chase(Task):
     vocab: int = 8
     chains: int = 3
     reach: int = 5
+    renew: int = between(15, 0, 100)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -227,16 +226,16 @@ class Chase(Task):
         return self.vocab + self.reach
 
     def sample(self, batch: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        tokens = np.empty((batch, self.length), np.int64)
-        tokens[:, : self.chains] = rng.integers(0, self.vocab, size=(batch, self.chains))
+        tokens = rng.integers(0, self.vocab, size=(batch, self.length))  # symbols, until pointers take their places
         targets, rows = tokens.copy(), np.arange(batch)
+        pointer = rng.random(tokens.shape) >= self.renew / 100
         last = np.tile(np.arange(self.chains), (batch, 1))  # (B, chains): the place of the last token of each
         for t in range(self.chains, self.length):
             due = last.min(axis=1) == t - self.reach  # one more place, and a chain would be out of reach
             chain = np.where(due, last.argmin(axis=1), rng.integers(0, self.chains, size=batch))
             parent = last[rows, chain]
-            tokens[:, t] = self.vocab - 1 + t - parent
-            targets[:, t] = targets[rows, parent]
+            tokens[:, t] = np.where(pointer[:, t], self.vocab - 1 + t - parent, tokens[:, t])
+            targets[:, t] = np.where(pointer[:, t], targets[rows, parent], targets[:, t])
             last[rows, chain] = t
         return tokens, targets
 
@@ -245,5 +244,5 @@ class Chase(Task):
         back = np.maximum(tokens - (self.vocab - 1), 0)
         hops, rows = np.zeros_like(tokens), np.arange(len(tokens))
         for t in range(self.chains, tokens.shape[1]):
-            hops[:, t] = 1 + hops[rows, t - back[:, t]]
+            hops[:, t] = np.where(back[:, t] > 0, 1 + hops[rows, t - back[:, t]], 0)
         return hops
