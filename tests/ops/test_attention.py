@@ -53,6 +53,18 @@ REACHES = ["all", "window", "documents", "random"]
 
 
 @pytest.mark.parametrize("kind", REACHES)
+@pytest.mark.parametrize("sizes", [(3, 11, 0, 2, 1, 3), (3, 7, 4, 1, 2, 5)])
+def test_how_scores_are_cut_into_blocks_changes_nothing(sizes, kind, monkeypatch, outputs_and_gradients):
+    args, reach = draw(11, *sizes), draw_reach(11, kind, *sizes[:3])
+    whole = outputs_and_gradients(attention, *args, reach=reach)
+    for chunk, block in ((4, 1), (4, 300), (1, 10**6)):  # one sequence at a time, two, all
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        monkeypatch.setattr(module, "BLOCK", block)
+        for a, b in zip(outputs_and_gradients(attention, *args, reach=reach), whole, strict=True):
+            assert_close(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("kind", REACHES)
 @pytest.mark.parametrize("sizes", [(2, 7, 0, 1, 4, 6), (3, 5, 4, 2, 3, 2), (2, 1, 6, 3, 1, 5), (1, 70, 3, 1, 2, 4)])
 def test_equals_the_definition_written_with_loops(sizes, kind):
     args, reach = draw(0, *sizes), draw_reach(0, kind, *sizes[:3])

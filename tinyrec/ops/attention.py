@@ -19,7 +19,8 @@ from .matmul import matmul
 from .shape import reshape, transpose
 from .softmax import softmax
 
-CHUNK = 64  # queries at a time: their scores against a few hundred keys stay in the cache
+CHUNK, ROWS = 64, 128  # queries at a time, against all the keys that they see; and rows, of all heads that share a key
+BLOCK = 2**17  # scores at a time, about: as many sequences are taken together as stay in the cache
 
 
 def naive(q, k, v, *, reach=None):
@@ -37,55 +38,66 @@ def naive(q, k, v, *, reach=None):
 
 
 def _blocks(q, k, reach) -> Iterator[tuple]:
-    """(batch row, query slice, key slice, hidden (M, C, 1) or None) for every chunk of C queries.
+    """(batch slice, query slice, key slice, hidden) for every block of scores: N sequences, C queries, S keys.
 
-    hidden: which of the last M keys of the slice a query may not see; it sees all of the others.
+    hidden (N or 1, 1, M, C, 1): which of the last M keys of the slice a query may not see; it sees all of the others.
+    None: it sees them all.
     """
     xp = get_xp(q)
-    (batch, time), keys = q.shape[:2], k.shape[1]
+    (batch, time, heads), (keys, kv_heads) = q.shape[:3], k.shape[1:3]
     before = keys - time  # keys carried from before the first query
-    for n in range(batch):
-        for start in range(0, time, CHUNK):
-            stop = min(start + CHUNK, time)
-            last = stop + before
-            if stop - start == 1:  # a single query is given just the keys that it sees
-                first, hidden = 0 if reach is None else max(0, last - 1 - int(reach[n, start])), None
-            else:
-                at = xp.arange(start, stop) + before  # the queries' places among the keys
-                oldest = at * 0 if reach is None else xp.maximum(at - reach[n, start:stop], 0)
+    chunk = max(1, min(CHUNK, ROWS * kv_heads // heads))
+    for start in range(0, time, chunk):
+        stop = min(start + chunk, time)
+        at, last = xp.arange(start, stop) + before, stop + before  # the queries' places among the keys
+        together = max(1, BLOCK // (heads * (stop - start) * last))
+        for n in range(0, batch, together):
+            rows, first, alike = slice(n, min(n + together, batch)), 0, True
+            if reach is not None:
+                oldest = xp.maximum(at - reach[rows, start:stop], 0)  # (N, C)
                 first = int(oldest.min())
-                place = xp.arange(int(at[0]) + 1 if bool((oldest == first).all()) else first, last)[:, None]
-                hidden = ((place > at) | (place < oldest))[:, :, None]
-            yield n, slice(start, stop), slice(first, last), hidden
+                alike = bool((oldest == first).all())
+            hidden = None
+            if stop - start > 1 or not alike:  # if all see the same past, only the keys of the chunk itself are hidden
+                place = xp.arange(start + before + 1 if alike else first, last)[:, None]  # (M, 1)
+                hidden = place > at if alike else (place > at) | (place < oldest[:, None])
+                hidden = hidden.reshape(-1, 1, len(place), stop - start, 1)
+            yield rows, slice(start, stop), slice(first, last), hidden
 
 
 def _rows(x):
-    """x (C, Hkv, G, K), a chunk of queries or what belongs to them -> (Hkv, C G, K): one matrix per key head."""
-    return x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1, x.shape[3])
+    """x (N, C, Hkv, G, K), a block of queries or what belongs to them -> (N, Hkv, C G, K): a matrix per key head."""
+    n, c, heads, g, width = x.shape
+    return x.transpose(0, 2, 1, 3, 4).reshape(n, heads, c * g, width)
 
 
-def _put(chunk, rows):
-    """The other way: write rows (Hkv, C G, K) into chunk (C, Hkv, G, K)."""
-    c, heads, g, width = chunk.shape
-    chunk[...] = rows.reshape(heads, c, g, width).transpose(1, 0, 2, 3)
+def _put(block, rows):
+    """The other way: write rows (N, Hkv, C G, K) into block (N, C, Hkv, G, K)."""
+    n, c, heads, g, width = block.shape
+    block[...] = rows.reshape(n, heads, c, g, width).transpose(0, 2, 1, 3, 4)
+
+
+def _heads_first(x):
+    """A view of x (N, S, Hkv, K) as (N, Hkv, S, K)."""
+    return x.transpose(0, 2, 1, 3)
+
+
+def _turned(x):
+    """Each matrix of x (..., N, M) transposed."""
+    return x.swapaxes(-1, -2)
 
 
 def _scores(kc, qc, hidden):
-    """(Hkv, S, C G): products of the keys kc (Hkv, S, K) with the query rows qc (Hkv, C G, K), -inf where hidden.
+    """(N, Hkv, S, C G): products of the keys kc (N, Hkv, S, K) with the query rows qc (N, Hkv, C G, K), -inf if hidden.
 
     Keys come first, so that maximum and sum over them add whole rows, and what is subtracted is one row.
     """
     xp = get_xp(qc)
     scores = kc @ xp.asarray(_turned(qc), order="C")
     if hidden is not None:
-        by_query = scores.reshape(*scores.shape[:2], hidden.shape[1], -1)
-        xp.copyto(by_query[:, scores.shape[1] - len(hidden) :], -math.inf, where=hidden)
+        by_query = scores.reshape(*scores.shape[:3], hidden.shape[3], -1)
+        xp.copyto(by_query[:, :, scores.shape[2] - hidden.shape[2] :], -math.inf, where=hidden)
     return scores
-
-
-def _turned(x):
-    """Each matrix of x (H, N, M) transposed."""
-    return x.transpose(0, 2, 1)
 
 
 @fused(naive)
@@ -103,13 +115,13 @@ def attention(q, k, v, *, reach=None):
     out = xp.empty(grouped.shape, q.dtype)
     log_total = xp.empty((*grouped.shape[:-1], 1), q.dtype)
     for n, rows, cols, hidden in _blocks(q, k, reach):
-        kc, vc = (a[n, cols].transpose(1, 0, 2) for a in (k, v))  # (Hkv, S, K)
+        kc, vc = (_heads_first(a[n, cols]) for a in (k, v))  # (N, Hkv, S, K)
         scores = _scores(kc, _rows(grouped[n, rows]) * width**-0.5, hidden)
-        top = scores.max(axis=1, keepdims=True)  # (Hkv, 1, C G)
+        top = scores.max(axis=2, keepdims=True)  # (N, Hkv, 1, C G)
         scores -= top
         weights = xp.exp(scores, out=scores)
-        total = _turned(xp.ones((1, weights.shape[1]), q.dtype) @ weights)  # a product is faster than .sum(1)
-        mixed = _turned(weights) @ vc  # (Hkv, C G, K)
+        total = _turned(xp.ones((1, weights.shape[2]), q.dtype) @ weights)  # a product is faster than .sum(2)
+        mixed = _turned(weights) @ vc  # (N, Hkv, C G, K)
         mixed /= total
         _put(out[n, rows], mixed)
         _put(log_total[n, rows], _turned(top) + xp.log(total))
@@ -128,9 +140,9 @@ def attention_vjp(g, q, k, v, out, log_total, reach):
     rowsum = xp.vecdot(g, out).reshape(log_total.shape)
     qg, gg, dqg = q.reshape(shape), g.reshape(shape), dq.reshape(shape)
     for n, rows, cols, hidden in _blocks(q, k, reach):
-        kc, vc, dkc, dvc = (a[n, cols].transpose(1, 0, 2) for a in (k, v, dk, dv))  # (Hkv, S, K)
-        qc, gc = _rows(qg[n, rows]) * scale, _rows(gg[n, rows])  # (Hkv, C G, K)
-        weights = _scores(kc, qc, hidden)  # P^T (Hkv, S, C G)
+        kc, vc, dkc, dvc = (_heads_first(a[n, cols]) for a in (k, v, dk, dv))  # (N, Hkv, S, K)
+        qc, gc = _rows(qg[n, rows]) * scale, _rows(gg[n, rows])  # (N, Hkv, C G, K)
+        weights = _scores(kc, qc, hidden)  # P^T (N, Hkv, S, C G)
         weights -= _turned(_rows(log_total[n, rows]))
         xp.exp(weights, out=weights)
         dvc += weights @ gc
