@@ -13,34 +13,43 @@ from pathlib import Path
 
 from benchmarks.cases import all_cases
 
-STATUS, CLEAR, CPU = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/stat")
+PROC, CPU = Path("/proc"), Path("/proc/stat")
 WARM_UP_CALLS, WARM_UP_SECONDS = 2, 0.3
 LEAST_CALLS, LEAST_SECONDS = 3, 0.5  # however slow, however fast: /proc counts other programs in steps of 10 ms
 
 
-def memory_mb(field: str) -> float | None:
+def children() -> list[str]:
+    """The processes that help this one, by number; none off Linux."""
+    try:
+        return [pid for task in (PROC / "self/task").iterdir() for pid in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def memory_mb(field: str, pid: str = "self") -> float | None:
     """VmRSS, the memory in use, or VmHWM, its peak since the last reset; None where Linux does not tell."""
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = (PROC / pid / "status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
     except (OSError, StopIteration):
         return None
 
 
-def reset_peak_memory() -> None:
+def reset_peak_memory(pid: str = "self") -> None:
     with contextlib.suppress(OSError):  # then the peak includes the warm-up: never less than the truth
-        CLEAR.write_text("5")
+        (PROC / pid / "clear_refs").write_text("5")
 
 
 def foreign_cpu_seconds() -> float | None:
-    """CPU seconds that everything except this process has used since the machine started; None off Linux."""
+    """CPU seconds that all but this process and its helpers have used since the machine started; None off Linux."""
+    hertz, own = os.sysconf("SC_CLK_TCK"), os.times()
     try:
         user, nice, system, _, _, irq, softirq, steal = map(int, CPU.read_text().split("\n", 1)[0].split()[1:9])
+        helpers = [(PROC / pid / "stat").read_text().rpartition(")")[2].split()[11:13] for pid in children()]
     except (OSError, ValueError):
         return None
-    ticks = user + nice + system + irq + softirq + steal
-    own = os.times()
-    return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    ticks = user + nice + system + irq + softirq + steal - sum(int(t) for times in helpers for t in times)
+    return ticks / hertz - own.user - own.system
 
 
 def load(library: str, threads: int) -> str:
@@ -90,15 +99,18 @@ def measure(case_name: str, side: str, threads: int, calls: int, seconds: float)
         call = case.sides[side]()
     except NotImplementedError as missing:
         return {"missing": str(missing), "version": version}
+    helpers = {pid: memory_mb("VmRSS", pid) or 0.0 for pid in children()}  # a fork begins with pages that it shares
     warm_up(call, seconds / 4)
-    reset_peak_memory()
+    for pid in ("self", *helpers):
+        reset_peak_memory(pid)
     foreign = foreign_cpu_seconds()
     times = time_calls(call, calls, seconds)
     after = foreign_cpu_seconds()
     peak = memory_mb("VmHWM")
+    more = sum((memory_mb("VmHWM", pid) or 0.0) - at_first for pid, at_first in helpers.items())
     return {
         "seconds": [t / case.per_call for t in times],
-        "memory_mb": None if before is None or peak is None else peak - before,
+        "memory_mb": None if before is None or peak is None else peak - before + more,
         "foreign_cores": None if foreign is None or after is None else max(0.0, (after - foreign) / sum(times)),
         "version": version,
     }

@@ -1,6 +1,13 @@
-"""Loss and gradients with the batch split over threads: the same as without, whatever happens in a thread."""
+"""Loss and gradients with the batch split over threads or processes: the same as without, whatever happens there."""
 
+import math
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +17,7 @@ from tinyrec.check import assert_close
 from tinyrec.models import build, make_config
 from tinyrec.nn import parameters
 from tinyrec.ops import cross_entropy, embedding, where
-from tinyrec.parallel import loss_and_grads
+from tinyrec.parallel import WorkerError, loss_and_grads, sharing
 from tinyrec.tape import NonFiniteError, Tensor, nan_check, op
 
 SIZES = dict(vocab_size=11, d_model=8, d_rnn=12, n_heads=2, gate_blocks=3, window=3)
@@ -186,3 +193,113 @@ def test_the_callers_floating_point_modes_hold_in_every_thread(threads):
         loss_and_grads(Overflowing(), tokens, tokens, threads=threads)
     with np.errstate(over="ignore"):
         assert loss_and_grads(Overflowing(), tokens, tokens, threads=threads) == pytest.approx(np.log(5.0))
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere `sharing` uses threads")
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def pids(run):
+    """The worker processes behind what `sharing` gives."""
+    return [process.pid for process in run.args[2]]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+@pytest.mark.parametrize("name", ["griffin", "rwkv"])  # the second has a penalty, too
+def test_processes_give_what_threads_give(name, workers):
+    sizes = SIZES if name == "griffin" else {}
+    ours, theirs = (build(name, make_config(name, **sizes), np.random.default_rng(0), "float64") for _ in range(2))
+    tokens, targets = batch()
+    with sharing(ours, workers) as run:
+        for scale in (1.0, 0.25):  # twice: the second is added
+            expected = loss_and_grads(theirs, tokens, targets, workers, scale)
+            assert run(tokens, targets, scale=scale) == pytest.approx(expected, rel=1e-13)
+            for _, tensor in (*parameters(ours), *parameters(theirs)):
+                tensor.data *= 0.9  # in place, as an optimizer does
+    for key, g in gradients(ours).items():  # not to the bit: how sums are grouped depends on where arrays lie
+        assert_close(g, gradients(theirs)[key], 1e-12, key)
+
+
+def test_inputs_are_split_as_the_batch_is():
+    model, other = (
+        build("recurrent-depth", make_config("recurrent-depth"), np.random.default_rng(0)) for _ in range(2)
+    )
+    tokens, targets = batch()
+    inputs = model.draw(np.random.default_rng(3), *tokens.shape)
+    whole = loss_and_grads(other, tokens, targets, 1, **inputs)
+    with sharing(model, 2) as run:
+        assert run(tokens, targets, **inputs) == pytest.approx(whole, rel=1e-6)
+    for key, g in gradients(model).items():
+        assert_close(g, gradients(other)[key], 1e-5, key)
+
+
+@linux
+def test_afterwards_the_processes_are_gone_and_the_arrays_ordinary():
+    model = make()
+    before = {key: (tensor.data, tensor.data.copy()) for key, tensor in parameters(model)}
+    with sharing(model, 3) as run:
+        workers = pids(run)
+        assert len(workers) == 2 and all(map(alive, workers))
+        assert not any(tensor.data is before[key][0] for key, tensor in parameters(model))
+    assert not any(map(alive, workers))
+    for key, tensor in parameters(model):
+        assert tensor.data.flags.owndata and (tensor.data == before[key][1]).all()
+
+
+@linux
+def test_an_error_in_a_process_is_raised_here_and_the_next_batch_is_well():
+    model, (tokens, targets) = make(), batch(4)
+    wrong = tokens.copy()
+    wrong[3, 0] = 99  # in the second half only
+    with sharing(model, 2) as run:
+        for _ in range(2):
+            with pytest.raises(IndexError, match=r"embedding\(.*tokens span \[.*99\]"):
+                run(wrong, targets)
+            assert math.isfinite(run(tokens, targets))
+        with pytest.raises(IndexError):
+            run(wrong[::-1], targets)  # in the half that is done here
+        assert run(tokens, targets) == pytest.approx(loss_and_grads(make(), tokens, targets, 2), rel=1e-13)
+
+
+@linux
+def test_ctrl_c_does_not_reach_a_worker_and_a_killed_one_is_missed():
+    model, (tokens, targets) = make(), batch(4)
+    with sharing(model, 2) as run:
+        (pid,) = pids(run)
+        os.kill(pid, signal.SIGINT)
+        assert math.isfinite(run(tokens, targets))
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(WorkerError, match=rf"worker process {pid} (has died|is gone)"):
+                run(tokens, targets)
+
+
+@linux
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, numpy as np\n"
+        "from tinyrec.models import build, make_config\n"
+        "from tinyrec.parallel import sharing\n"
+        "model = build('hawk', make_config('hawk'), np.random.default_rng(0))\n"
+        "with sharing(model, 3) as run:\n"
+        "    print(*(process.pid for process in run.args[2]), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
+    workers = list(map(int, done.stdout.split()))
+    assert len(workers) == 2, done.stderr
+    until = time.monotonic() + 10.0
+    while any(map(alive, workers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))

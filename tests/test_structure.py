@@ -23,7 +23,7 @@ MODULES = sorted(path.relative_to(LIBRARY).as_posix() for path in LIBRARY.rglob(
 # A module imports only from its left. Those of one group do not import each other. "__init__" is `import tinyrec`.
 ORDER = """
     suggest backend | tape | walk | check | ops | cuda | recurrences | nn | models
-    | optim data checkpoint parallel interop inspect | evaluate | train generate | __init__ | cli | __main__
+    | optim data checkpoint parallel interop inspect | evaluate options | train generate | __init__ | cli | __main__
 """
 RANK = {unit: rank for rank, group in enumerate(ORDER.split("|")) for unit in group.split()}
 SAYS_CUPY = {"backend", "cuda"}

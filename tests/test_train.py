@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tinyrec.evaluate import evaluate, score
 from tinyrec.models import make_config
 from tinyrec.nn import parameters
 from tinyrec.optim import AdamW
+from tinyrec.parallel import loss_and_grads
 from tinyrec.tape import Tensor
 from tinyrec.train import Options, State, gradients, open_source, parse_task, start, streams, train
 
@@ -91,9 +93,10 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(threads):
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, 5, (2, 4, 7))
     model = Bigram(5, np.float64)
-    loss = gradients(model, [(tokens, targets)], threads)
+    run = partial(loss_and_grads, model, threads=threads)
+    loss = gradients(model, [(tokens, targets)], [{}], run)
     whole = model.table.grad
-    halves = gradients(model, [(tokens[:2], targets[:2]), (tokens[2:], targets[2:])], threads)
+    halves = gradients(model, [(tokens[:2], targets[:2]), (tokens[2:], targets[2:])], [{}, {}], run)
     assert halves == pytest.approx(loss)
     np.testing.assert_allclose(model.table.grad, whole, rtol=1e-12, atol=1e-15)
 
@@ -117,7 +120,7 @@ def test_evaluate_agrees_with_the_loss_of_training():
     opts = options()
     state, source = fresh(opts), open_source(opts)
     batch = source.sample(3, streams(9).data)
-    assert evaluate(state.model, [batch])[0] == pytest.approx(gradients(state.model, [batch], 1), rel=1e-5)
+    assert evaluate(state.model, [batch])[0] == pytest.approx(loss_and_grads(state.model, *batch), rel=1e-5)
 
 
 def test_validation_of_text_reads_every_byte_of_the_valid_piece(tmp_path):

@@ -7,100 +7,36 @@
         print(record["step"], record["bits"])
 
 `train` knows no files and prints nothing. Whoever consumes the records logs them and saves `state`, at any step:
-tinyrec/cli/train.py does. Everything random comes from Generators made from one seed (see `streams`).
+tinyrec/cli/train.py does. Everything random comes from Generators made from one seed, see options.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .backend import to_cpu, to_gpu
-from .data import TASKS, VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
+from .data import VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
 from .evaluate import Batch, evaluate, evaluate_by_steps, placed
 from .models import build
 from .nn import parameters
-from .optim import SCHEDULES, AdamW, clip_by_global_norm, learning_rate, optimizer_for
-from .parallel import loss_and_grads
+from .optim import AdamW, clip_by_global_norm, learning_rate, optimizer_for
+from .options import Options, step_rng, streams
+from .parallel import WorkerError, loss_and_grads, sharing
 from .tape import NonFiniteError, nan_check
 
 VALID_STEPS = (1, 4, 8, 16, 64)  # iterations at which a model of recurrent depth is validated, as in its paper
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss or the gradient is NaN or infinite."""
-
-
-# --- options and random streams ---------------------------------------------------------------------------------------
-
-
-def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field of a dataclass that is also an option of the command line, with its help text."""
-    return field(default=default, metadata={"help": text, "choices": choices})
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything that decides a run, besides the model's own config."""
-
-    data: str = option("pydoc", "text to learn: pydoc, shakespeare or a FILE")
-    max_bytes: int = option(0, "use only the first N bytes of the text; 0: all")
-    task: str = option("", f"instead of text: {', '.join(TASKS).replace('_', '-')}; copy:vocab=16 sets an option")
-    steps: int = option(1000, "updates of the parameters")
-    batch: int = option(8, "sequences per batch (B)")
-    accumulate: int = option(1, "batches whose gradients make one update")
-    context: int = option(256, "tokens per sequence (T)")
-    lr: float = option(2e-3, "highest learning rate")
-    schedule: str = option("cosine", "how the rate falls after the warm-up", SCHEDULES)
-    warmup: int = option(50, "steps in which the rate rises to its highest")
-    cooldown: int = option(0, "steps of the final fall of the rate, schedule trapezoid; 0: it never falls")
-    optimizer: str = option("adamw", "AdamW, or the variant that trained Huginn", ("adamw", "huginn"))
-    weight_decay: float = option(0.1, "pull towards 0: times the rate (adamw), or per step (huginn; 4e-5 is usual)")
-    clip: float = option(1.0, "the gradient's norm is cut to this")
-    seed: int = option(0, "of every random stream")
-    threads: int = option(2, "share each batch among N threads")
-    device: str = option("cpu", "where the arrays live", ("cpu", "gpu"))
-    log_every: int = option(20, "steps between two lines of output")
-    valid_every: int = option(200, "steps between two validations, and before the last")
-    valid_bytes: int = option(65536, "validate on the first N bytes of the held-out text; 0: all")
-    save_every: int = option(200, "steps between two checkpoints")
-
-    def __post_init__(self) -> None:
-        zero_is_fine = {"max_bytes", "warmup", "cooldown", "weight_decay", "seed", "valid_bytes"}
-        for f in fields(self):
-            value, choices = getattr(self, f.name), f.metadata["choices"]
-            if isinstance(value, int | float) and not (0 < value < math.inf or (value == 0 and f.name in zero_is_fine)):
-                least = "0 or more" if f.name in zero_is_fine else "more than 0"
-                raise ValueError(f"{f.name} must be a number, {least}, got {value!r}")
-            if choices and value not in choices:
-                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
-        if self.optimizer == "huginn" and self.weight_decay > 0.01:  # 0.1, as for AdamW, would wipe out what is learnt
-            raise ValueError(f"weight_decay of huginn is per step, like 4e-5, at most 0.01, got {self.weight_decay}")
-
-
-class Streams(NamedTuple):
-    """Independent sources of random numbers, so that using one more of one kind changes nothing of another kind."""
-
-    init: np.random.Generator
-    data: np.random.Generator
-    sampling: np.random.Generator
-    validation: np.random.Generator
-
-
-def streams(seed: int) -> Streams:
-    return Streams(*map(np.random.default_rng, np.random.SeedSequence(seed).spawn(len(Streams._fields))))
-
-
-def step_rng(seed: int, step: int) -> np.random.Generator:
-    """What a model leaves to chance in one step. It follows from the number of the step: a checkpoint need not hold it,
-    and two models that are compared are asked to iterate equally often."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(len(Streams._fields), step)))
+    """Training cannot go on: the loss or the gradient is NaN or infinite, or a process that helped is gone."""
 
 
 # --- what there is to learn -------------------------------------------------------------------------------------------
@@ -177,37 +113,45 @@ def start(name: str, config: Any, options: Options) -> State:
 def train(state: State, source: Source, options: Options) -> Iterator[dict[str, float]]:
     """Go on from `state` up to `options.steps` updates; yield a record after each, when `state` is whole.
 
-    Raises TrainingError, naming the op, when the loss or the gradient is not finite; `state` is then as it was before
-    that step, but for the random stream.
+    Raises TrainingError, naming the op, when the loss or the gradient is not finite, or when a process that helped has
+    died; `state` is then as it was before that step, but for the random stream.
     """
-    while state.step < options.steps:
-        began = perf_counter()
-        drawn = (source.sample(options.batch, state.data_rng) for _ in range(options.accumulate))
-        batches = [placed(batch, options.device) for batch in drawn]
-        inputs = drawn_inputs(state.model, batches, step_rng(options.seed, state.step))
-        loss = gradients(state.model, batches, options.threads, inputs)
-        norm = float(clip_by_global_norm(parameters(state.model), options.clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(_explanation(state, batches, inputs, loss, norm))
-        rate = learning_rate(
-            state.step, schedule=options.schedule, peak=options.lr, warmup=options.warmup, steps=options.steps,
-            cooldown=options.cooldown,
-        )
-        state.optimizer.step(rate)
-        state.step += 1
+    with sharing(state.model, options.threads) as run:
+        while state.step < options.steps:
+            began = perf_counter()
+            drawn = (source.sample(options.batch, state.data_rng) for _ in range(options.accumulate))
+            batches = [placed(batch, options.device) for batch in drawn]
+            inputs = drawn_inputs(state.model, batches, step_rng(options.seed, state.step))
+            try:
+                loss = gradients(state.model, batches, inputs, run)
+            except WorkerError as error:
+                raise TrainingError(f"stopped at step {state.step + 1}: {error}") from error
+            norm = float(clip_by_global_norm(parameters(state.model), options.clip))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingError(_explanation(state, batches, inputs, loss, norm))
+            rate = learning_rate(
+                state.step,
+                schedule=options.schedule,
+                peak=options.lr,
+                warmup=options.warmup,
+                steps=options.steps,
+                cooldown=options.cooldown,
+            )
+            state.optimizer.step(rate)
+            state.step += 1
 
-        seconds = perf_counter() - began
-        tokens = sum(tokens.size for tokens, _ in batches)
-        record = {"step": state.step, "loss": loss, "bits": loss / math.log(2), "lr": rate, "grad_norm": norm}
-        record |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
-        if "steps" in inputs[0]:
-            record["iterations"] = sum(one["steps"] for one in inputs) / len(inputs)
-        last = state.step == options.steps
-        if hasattr(state.model, "monitor") and (last or state.step % options.log_every == 0):
-            record |= state.model.monitor(batches[0][0], **inputs[0])
-        if last or state.step % options.valid_every == 0:
-            record |= validation(state.model, source, options)
-        yield record
+            seconds = perf_counter() - began
+            tokens = sum(tokens.size for tokens, _ in batches)
+            record = {"step": state.step, "loss": loss, "bits": loss / math.log(2), "lr": rate, "grad_norm": norm}
+            record |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
+            if "steps" in inputs[0]:
+                record["iterations"] = sum(one["steps"] for one in inputs) / len(inputs)
+            last = state.step == options.steps
+            if hasattr(state.model, "monitor") and (last or state.step % options.log_every == 0):
+                record |= state.model.monitor(batches[0][0], **inputs[0])
+            if last or state.step % options.valid_every == 0:
+                record |= validation(state.model, source, options)
+            yield record
 
 
 def drawn_inputs(model: Any, batches: list[Batch], rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -215,14 +159,17 @@ def drawn_inputs(model: Any, batches: list[Batch], rng: np.random.Generator) -> 
     return [model.draw(rng, *tokens.shape) if hasattr(model, "draw") else {} for tokens, _ in batches]
 
 
-def gradients(model: Any, batches: list[Batch], threads: int, inputs: list[dict[str, Any]] | None = None) -> float:
-    """Set `.grad` of every parameter to the gradient of the mean loss over all batches; return that loss, in nats."""
+def gradients(model: Any, batches: list[Batch], inputs: list[dict[str, Any]], run: Callable[..., float]) -> float:
+    """Set `.grad` of every parameter to the gradient of the mean loss over all batches; return that loss, in nats.
+
+    run: loss_and_grads of the model, or what parallel.sharing gives.
+    """
     for _, p in parameters(model):
         p.grad = None
     share, total = 1 / len(batches), 0.0
     with np.errstate(all="ignore"):  # no warnings of overflow or NaN: the result is looked at instead
-        for batch, others in zip(batches, inputs or [{}] * len(batches), strict=True):
-            total += share * loss_and_grads(model, *batch, threads=threads, scale=share, **others)
+        for batch, others in zip(batches, inputs, strict=True):
+            total += share * run(*batch, scale=share, **others)
     return total
 
 
@@ -241,7 +188,9 @@ def _explanation(state: State, batches: list[Batch], inputs: list, loss: float, 
     """Run the step again under nan_check, to find the op where the first NaN or infinity appears."""
     try:
         with nan_check():
-            gradients(state.model, batches, 1, inputs)  # one thread, this one: nan_check holds for the thread it is in
+            gradients(
+                state.model, batches, inputs, partial(loss_and_grads, state.model)
+            )  # in this thread, as nan_check
         culprit = "every op gave finite numbers, so a sum of them overflowed"
     except NonFiniteError as error:
         culprit = str(error)

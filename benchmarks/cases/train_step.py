@@ -1,4 +1,5 @@
-"""One training step of a tiny language model: forward, loss, backward, clip to norm 1, AdamW; float32, two threads.
+"""One training step of a tiny language model: forward, loss, backward, clip to norm 1, AdamW; float32, two threads;
+tinyrec splits the batch between two processes, as `tinyrec train` does.
 
 The paper's sizes shrunk: E = 4/3 D rounded to whole gate blocks, an MLP of 3 D, every third mixer of Griffin local
 attention, no embedding scale and no soft cap.
@@ -32,15 +33,17 @@ def tinyrec_training(build: Callable[[], "Any"], inputs: Callable[[], dict] = di
 
     from tinyrec.nn import parameters
     from tinyrec.optim import AdamW, clip_by_global_norm
-    from tinyrec.parallel import loss_and_grads
+    from tinyrec.parallel import sharing
 
     model, more = build(), inputs()
     optimizer = AdamW(parameters(model), LEARNING_RATE)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (B, T + 1))
+    helpers = sharing(model, 2)  # two processes, this one and another, until this one ends
+    run = helpers.__enter__()
 
-    def call() -> None:
+    def call(keep: object = helpers) -> None:
         optimizer.zero_grad()
-        loss_and_grads(model, tokens[:, :-1], tokens[:, 1:], threads=2, **more)
+        run(tokens[:, :-1], tokens[:, 1:], **more)
         clip_by_global_norm(parameters(model), 1.0)
         optimizer.step()
 
