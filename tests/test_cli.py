@@ -331,7 +331,7 @@ def test_mistakes_with_a_run_that_is_there(capsys):
         ("generate", "run", "--prompt", ""): "the prompt is empty",
         ("generate", "run", "more"): "one argument too many: 'more'",
         ("eval", "run", "--context", "9999"): "windows of 9999 need at least 10000",
-        ("eval", "run", "--context", "0"): "--context takes 1 or more",
+        ("eval", "run", "--context", "0"): "--context and --recurrence take 1 or more",
     }.items():
         status, _, err = tinyrec(capsys, *args)
         assert status == 2 and complaint in err and err.count("\n") == 1

@@ -262,6 +262,17 @@ def test_a_long_prompt_is_read_in_pieces_and_the_state_does_not_grow():
     assert len(sizes) == 2 * module.CHUNK + 7 + 29 and set(sizes) == {16 * 8}
 
 
+def test_another_reader_reads_prompt_and_tokens():
+    """All of them, in the same pieces and from its own state; the model only says how many tokens there are."""
+    model, reader = Leaky(seed=0), Leaky(seed=1)
+    prompt = np.random.default_rng(23).integers(0, 256, module.CHUNK + 7)
+    found = list(generate(model, prompt, 5, temperature=0, reader=reader))
+    assert found == greedy_by_hand(Leaky(seed=1), prompt, 5) != greedy_by_hand(Leaky(seed=0), prompt, 5)
+    assert model.calls() == []
+    pieces = [("prefill", module.CHUNK, True), ("prefill", 7, True)]
+    assert reader.calls() == pieces + [("step", 1, True)] * 4  # as it is: what it makes of its parameters is its own
+
+
 def test_state_bytes_looks_into_everything():
     inner = (np.zeros(3, np.float32), [Tensor(np.zeros((2, 2)))], {"k": np.zeros(5, np.int8)}, 7, None)
     assert state_bytes(State(np.zeros(1), [inner])) == 8 + 12 + 32 + 5

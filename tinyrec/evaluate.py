@@ -11,7 +11,7 @@ import numpy as np
 from . import ops
 from .backend import to_cpu, to_gpu
 from .data import IGNORE_INDEX
-from .tape import no_grad
+from .tape import array_of, no_grad
 
 Batch = tuple[Any, Any]  # tokens (B, T) and targets (B, T), integers
 Scores = tuple[np.ndarray, np.ndarray, np.ndarray]  # nats, right, scored, (B, T) each
@@ -28,7 +28,7 @@ def score(model: Any, tokens: Any, targets: Any, **inputs: Any) -> Scores:
 
 def score_logits(logits: Any, targets: Any) -> Scores:
     """`score` of logits (B, T, V), a Tensor or an array."""
-    logits = to_cpu(getattr(logits, "data", logits)).astype(np.float64)
+    logits = to_cpu(array_of(logits)).astype(np.float64)
     targets = to_cpu(targets)
     scored = targets != IGNORE_INDEX
     picked = np.take_along_axis(logits, np.where(scored, targets, 0)[..., None], axis=-1)[..., 0]  # (B, T)
@@ -91,7 +91,7 @@ def means(of_batches: Iterable[Scores]) -> tuple[float, float]:
 def fixed_inputs(model: Any, rng: Any, tokens: Any, steps: int | None) -> dict[str, Any]:
     """What the model's call takes besides tokens (B, T) when nothing is trained."""
     if hasattr(model, "draw"):
-        return model.draw(rng, *tokens.shape, steps=steps or model.config.mean_steps)
+        return model.draw(rng, *tokens.shape, steps=model.config.mean_steps if steps is None else steps)
     if steps is not None:
         raise ValueError("only a model of recurrent depth takes a number of steps")
     return {}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyrec.nn import full, lecun_normal, normal, orthogonal, uniform, zeros
+from tinyrec.nn import full, lecun_normal, normal, orthogonal, truncated, truncated_normal, uniform, zeros
 
 
 def test_variances_and_dtypes():
@@ -38,3 +38,14 @@ def test_uniform_and_full():
     assert w.requires_grad and w.dtype == np.float32 and abs(w.data).max() <= 0.5
     assert w.data.std() == pytest.approx(0.5 / 3**0.5, rel=0.02) and abs(w.data.mean()) < 0.01
     assert (full((2, 3), 1.5, "float64").data == np.full((2, 3), 1.5)).all()
+
+
+def test_truncated():
+    """What lies beyond 3 is drawn again, not cut down to 3: so the density within keeps its shape."""
+    x = truncated(np.random.default_rng(4), (400, 500))
+    assert x.dtype == np.float64 and abs(x).max() < 3.0 and (abs(x) > 2.99).sum() < 60  # 19 expected there
+    assert x.std() == pytest.approx(0.98658, rel=4 / (2 * x.size) ** 0.5) and abs(x.mean()) < 4 / x.size**0.5
+    within = 0.682689492 / 0.997300204  # P(|x| < 1) given that |x| < 3
+    assert (abs(x) < 1.0).mean() == pytest.approx(within, abs=4 * (within * (1 - within) / x.size) ** 0.5)
+    w = truncated_normal(np.random.default_rng(4), (400, 500), 0.3)
+    assert w.requires_grad and w.dtype == np.float32 and (w.data == (0.3 * x).astype("float32")).all()

@@ -100,3 +100,67 @@ def test_the_limit_and_the_dtype_are_kept():
     for _ in range(5):
         cache = cache.append(keys, keys)
     assert cache.limit == 4 and cache.keys.dtype == cache.values.dtype == np.float32
+
+
+# --- taking tokens back -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(changes=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 20)), max_size=8))
+def test_tokens_that_are_taken_back_make_room_for_others(changes):
+    """changes: how many of the last tokens are taken back (at most all), how many others then come."""
+    cache, held, label = empty(), [], 0
+    for back, more in changes:
+        back = min(back, len(held))
+        cache, held = cache.without_last(back), held[: len(held) - back]
+        assert_holds(cache, held)
+        cache = cache.append(*tokens(label, label + more))
+        held += range(label, label + more)
+        label += more
+        assert_holds(cache, held)
+
+
+def test_taking_back_copies_nothing_and_neither_does_what_comes_next():
+    cache, _ = appended(20, None)
+    short = cache.without_last(3)
+    assert short.keys.base is cache.keys.base is not None and np.shares_memory(short.keys, cache.keys)
+    again = short.append(*tokens(100, 103))
+    assert np.shares_memory(again.keys, cache.keys) and np.shares_memory(again.values, cache.values)
+    assert_holds(again, [*range(17), 100, 101, 102])
+    assert_holds(short, list(range(17)))
+
+
+def test_taking_nothing_back_gives_up_what_continues():
+    """A guess is made again and again in the same place."""
+    trunk, _ = appended(20, None)
+    trunk = trunk.append(*tokens(20, 21))
+    guess = trunk.append(*tokens(100, 104))
+    again = trunk.without_last(0).append(*tokens(200, 204))
+    assert np.shares_memory(guess.keys, again.keys)
+    assert_holds(again, [*range(21), *range(200, 204)])
+    assert_holds(trunk, list(range(21)))
+    assert not np.shares_memory(trunk.append(*tokens(300, 301)).keys, again.keys)  # the place is taken: it copies
+    assert_holds(again, [*range(21), *range(200, 204)])
+
+
+def test_all_can_be_taken_back_and_more_cannot():
+    cache, _ = appended(3, None)
+    assert_holds(cache.without_last(3), [])
+    for n in (4, -1):
+        with pytest.raises(ValueError, match=f"a cache of 3 tokens cannot give up its last {n}"):
+            cache.without_last(n)
+
+
+def test_the_arrays_that_it_was_made_of_are_not_written_to_after_taking_back_either():
+    keys, values = tokens(0, 4)
+    cache = KVCache(keys, values).without_last(2).append(*tokens(100, 102))
+    assert_holds(cache, [0, 1, 100, 101])
+    assert (keys[0, :, 0, 0] == [0, 1, 2, 3]).all() and (values[0, :, 0, 0] == [0, -1, -2, -3]).all()
+
+
+def test_taking_back_with_a_limit_leaves_fewer():
+    cache, _ = appended(10, 4)
+    short = cache.without_last(3)
+    assert_holds(short, [6])
+    assert short.limit == 4
+    assert_holds(short.append(*tokens(20, 25)), [21, 22, 23, 24])

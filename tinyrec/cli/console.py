@@ -14,17 +14,19 @@ Record = dict[str, float]
 class Table:
     """Log lines for the records of train(): means since the last line, beside the anchors."""
 
-    def __init__(self, unit: str, anchors: Record):
-        self.unit, self.anchors = unit, anchors
+    def __init__(self, unit: str, anchors: Record, monitored: bool = False):
+        """monitored: a model of recurrent depth, whose records tell about its iterations and its state."""
+        self.unit, self.anchors, self.monitored = unit, anchors, monitored
         self.losses: list[float] = []
         self.tokens, self.seconds, self.began = 0.0, 0.0, perf_counter()
 
     def header(self) -> list[str]:
         names = "".join(f"{name:>8}" for name in self.anchors)
-        return [
-            f"{'':8}bits per {self.unit}",
-            f"{'step':>6}{'train':>8}{'valid':>8}{names}{'lr':>10}{'norm':>7}{'tokens/s':>10}{'time':>8}",
-        ]
+        before = f"{'step':>6}{'train':>8}{'valid':>8}{names}{'lr':>10}{'norm':>7}"
+        above, state = f"{'':8}bits per {self.unit}", ""
+        if self.monitored:
+            above, state = f"{above:{len(before)}}{'after r iterations:':>21}", f"{'r':>5}{'corr':>7}{'resid':>9}"
+        return [above, f"{before}{state}{'tokens/s':>10}{'time':>8}"]
 
     def add(self, record: Record) -> None:
         self.losses.append(record["bits"])
@@ -38,9 +40,29 @@ class Table:
         valid = f"{record['valid_bits']:8.3f}" if "valid_bits" in record else " " * 8
         anchors = "".join(f"{value:8.3f}" for value in self.anchors.values())
         return (
-            f"{record['step']:6}{bits:8.3f}{valid}{anchors}{record['lr']:10.1e}{record['grad_norm']:7.2f}{speed:10.0f}"
-            f"{clock(perf_counter() - self.began):>8}"
+            f"{record['step']:6}{bits:8.3f}{valid}{anchors}{record['lr']:10.1e}{record['grad_norm']:7.2f}"
+            f"{self._state(record)}{speed:10.0f}{clock(perf_counter() - self.began):>8}"
         )
+
+    def _state(self, record: Record) -> str:
+        """Iterations of this very step; then how alike tokens are and how far a state still moves, if measured."""
+        if not self.monitored:
+            return ""
+        told = "state_correlation" in record
+        watched = f"{record['state_correlation']:7.3f}{record['residual']:9.1e}" if told else " " * 16
+        return f"{record['iterations']:5.4g}{watched}"
+
+    def by_iterations(self, record: Record) -> list[str]:
+        """One more line after a validation of a model of recurrent depth, no line otherwise."""
+        found = bits_by_iterations(record)
+        cells = "   ".join(f"{r}: {bits:.3f}" for r, bits in found.items())
+        return [f"{'':8}valid, first batch, by r   {cells}"] if found else []
+
+
+def bits_by_iterations(record: Record) -> dict[int, float]:
+    """{r: held-out bits after r iterations} of a record that has them; {} of another."""
+    start = "valid_bits_r"
+    return {int(name.removeprefix(start)): bits for name, bits in record.items() if name.startswith(start)}
 
 
 class Screen:

@@ -37,8 +37,9 @@ def add_generate_arguments(parser: Parser) -> None:
 
 
 def refuse_depth_options(arguments: argparse.Namespace, model: Any) -> None:
+    """None of them is for another kind of model."""
     for name, default in DEFAULTS.items():
-        if getattr(arguments, name) != default and not isinstance(model, RecurrentDepth):
+        if getattr(arguments, name, default) != default and not isinstance(model, RecurrentDepth):
             raise Mistake(f"--{name.replace('_', '-')} is for models of recurrent depth, this is a {model.name}")
 
 
@@ -47,6 +48,9 @@ def depth_reader(arguments: argparse.Namespace, model: Any, rng: np.random.Gener
     refuse_depth_options(arguments, model)
     if not isinstance(model, RecurrentDepth):
         return None
+    lost = [name for name in ("draft_tokens", "tolerance") if getattr(arguments, name) != DEFAULTS[name]]
+    if lost and arguments.draft_recurrence is None:
+        raise Mistake(f"--{lost[0].replace('_', '-')} is for --draft-recurrence")
     noise = rng if arguments.start == "noise" else None
     options = (arguments.exit, arguments.threshold, arguments.slots, arguments.warm_start, noise)
     with as_mistake(ValueError):
@@ -76,10 +80,10 @@ def _counted(rounds: Iterator[list[int]]) -> Iterator[int]:
     note(f"{sum(sizes)} tokens in {len(sizes)} verifications, {np.mean(sizes):.2f} for each")
 
 
-def tell(reader: DepthDecoder | None) -> None:
-    """How long the model thought about the tokens it wrote."""
-    if reader is not None and reader.exit and len(reader.taken) > 1:
-        steps = reader.taken[1:]  # the first is the prompt
+def tell(reader: DepthDecoder | None, tokens: int) -> None:
+    """How long the model thought about the tokens it wrote; the last one is not read."""
+    if reader is not None and reader.exit and tokens > 1:
+        steps = reader.taken[1 - tokens :]  # before them come the pieces of the prompt
         note(f"iterations per token: {np.mean(steps):.2f} on average, {min(steps)} to {max(steps)}")
 
 

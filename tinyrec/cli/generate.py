@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     with as_mistake(ValueError):
         tokens = (
             speculation(arguments, model, prompt)
-            if arguments.draft_recurrence
+            if arguments.draft_recurrence is not None
             else generate(
                 model,
                 prompt,
@@ -73,5 +73,5 @@ def run(arguments: argparse.Namespace) -> int:
                 output.write(text)
                 output.flush()
         print()
-    tell(reader)
+    tell(reader, arguments.tokens)
     return 0

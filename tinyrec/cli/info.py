@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tracemalloc
 from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -24,9 +23,9 @@ from ..data import SOURCES, TASKS, VOCAB_SIZE
 from ..generate import state_bytes
 from ..models import MODELS, build
 from ..nn import count, parameters
-from ..parallel import loss_and_grads
 from ..tape import no_grad
 from .console import thousands
+from .memory import step_memory
 from .models import check_length, check_model, load_model, longest, model_config
 from .parser import Parser, preset_names
 from .runs import RunFolder
@@ -123,17 +122,12 @@ def _state(model: Any, context: int) -> None:
 
 def _memory(model: Any, batch: int, context: int) -> None:
     """Parameters count four times: themselves, gradient, AdamW's m and v. The rest is measured on one sequence."""
-    tokens = np.zeros((1, context), np.int64)
-    tracemalloc.start()  # NumPy reports its arrays to it
-    loss_and_grads(model, tokens, tokens)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    fixed = sum(p.data.nbytes for _, p in parameters(model))
-    activations = max(0, peak - fixed)  # without the gradients, which are in the peak
-    total = 4 * fixed + batch * activations
-    print(f"\nmemory of a training step, batch {batch}, context {context}: about {total / 1e6:.0f} MB")
-    print(f"  parameters, gradients, AdamW {4 * fixed / 1e6:8.1f} MB")
-    print(f"  activations, per sequence    {activations / 1e6:8.1f} MB, measured on one")
+    memory = step_memory(model, batch, context)
+    print(f"\nmemory of a training step, batch {batch}, context {context}: about {memory.total / 1e6:.0f} MB")
+    print(f"  parameters, gradients, AdamW {memory.fixed / 1e6:8.1f} MB")
+    print(f"  activations, per sequence    {memory.sequence / 1e6:8.1f} MB, measured on one")
+    if hasattr(model, "draw"):
+        print(f"  for any number of iterations: the last {model.config.grad_steps} are recorded (grad_steps)")
 
 
 def installed(*packages: str) -> str:

@@ -28,6 +28,7 @@ from ..models import MODELS
 from ..nn import count
 from ..train import Options, Source, State, TaskSource, TrainingError, open_source, start, train
 from .console import Table, screen, thousands
+from .memory import megabytes, step_memory
 from .models import check_length, check_model, load_state, model_config
 from .parser import Mistake, Parser, add_options, as_mistake, given_options, load_preset, program
 from .runs import RunFolder, checksum
@@ -115,7 +116,11 @@ def _device_is_there(options: Options) -> None:
 
 def _introduce(folder: RunFolder, state: State, options: Options, source: Source) -> dict[str, float]:
     """Say what will be done; return the figures to beat."""
-    print(f"{state.model.name}, {thousands(count(state.model))} parameters -> {folder.path}/")
+    print(f"{state.model.name}, {thousands(count(state.model))} parameters -> {folder.path}/", flush=True)
+    if options.device == "cpu" and state.step < options.steps:
+        memory = step_memory(state.model, options.batch, options.context)
+        each = f"{megabytes(memory.sequence)} for each of {options.batch} sequences"
+        print(f"memory of a training step: about {megabytes(memory.total)}, {each}", flush=True)
     if isinstance(source, TaskSource):
         print(f"task {options.task}: {source.task}")
         return {"guess": math.log2(source.task.vocab)}
@@ -126,7 +131,7 @@ def _introduce(folder: RunFolder, state: State, options: Options, source: Source
 
 def _loop(folder: RunFolder, state: State, options: Options, source: Source, anchors: dict[str, float]) -> int:
     """Run train(), log its records, save now and then."""
-    table, record = Table(source.unit, anchors), {}
+    table, record = Table(source.unit, anchors, hasattr(state.model, "monitor")), {}
     if state.step >= options.steps:
         print(f"all {options.steps} steps are done; more: {again(folder)} --steps {2 * options.steps}")
         return 0
@@ -146,7 +151,8 @@ def _loop(folder: RunFolder, state: State, options: Options, source: Source, anc
                 show.at(state.step)
                 last = state.step == options.steps or interrupt.came
                 if last or "valid_bits" in record or state.step % options.log_every == 0:
-                    show.print(table.line(record))
+                    for line in (table.line(record), *table.by_iterations(record)):
+                        show.print(line)
                 if last or state.step % options.save_every == 0:
                     folder.save(state, options, checksum(source))
                 if interrupt.came:
@@ -164,7 +170,8 @@ def _conclude(folder: RunFolder, record: dict[str, float], anchors: dict[str, fl
     beside = ", ".join(f"{name} {bits:.3f}" for name, bits in anchors.items())
     right = record["valid_accuracy"]
     print(f"\nheld out: {record['valid_bits']:.3f} bits per {unit}, beside {beside}; {right:.1%} right")
-    for command in ("generate", "eval", "plot") if unit == "byte" else ("eval", "plot"):
+    commands = ["generate"] * (unit == "byte") + ["eval"] + ["inspect"] * ("iterations" in record) + ["plot"]
+    for command in commands:
         print(f"  {program()} {command} {shlex.quote(str(folder.path))}")
 
 

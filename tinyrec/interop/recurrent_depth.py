@@ -17,7 +17,12 @@ from ..models.recurrent_depth_config import RecurrentDepthConfig
 from .rules import Family, Rule, check_only, same, transposed
 
 # What their config can ask for and this model is not: field by field the one value that is offered.
-ONLY = {"bias": False, "tie_embeddings": True, "tie_word_embeddings": True, "injection_type": "linear"}
+ONLY = {
+    "bias": False, "tie_embeddings": True, "tie_word_embeddings": True, "injection_type": "linear",
+    "block_class_name": "SandwichBlock", "mlp_class_name": "GatedMLP", "nonlin_name": "SiLU", "test_time_noise": 0.0,
+}  # fmt: skip
+# What a model of ours must be for these names to be its own: the paper's two bad runs have none.
+MAIN_RUN = {"block": "sandwich", "norm_gain": True, "injection": "adapter", "scaled_embedding": True}
 
 
 def _config(cfg: Mapping[str, Any]) -> tuple[str, RecurrentDepthConfig]:
@@ -42,6 +47,9 @@ def _config(cfg: Mapping[str, Any]) -> tuple[str, RecurrentDepthConfig]:
 
 
 def _rules(config: RecurrentDepthConfig) -> list[Rule]:
+    for field, value in MAIN_RUN.items():
+        if getattr(config, field) != value:
+            raise ValueError(f"the published names are for {field} = {value!r}, this is {getattr(config, field)!r}")
     rules = [same("transformer.wte.weight", "embedding"), same("transformer.ln_f.weight", "norm.gain")]
     rules += [_stacked("transformer.adapter.weight", ("adapter_s", "adapter_e"), axis=1)]
     groups = (("prelude", config.n_prelude), ("core", config.n_core), ("coda", config.n_coda))

@@ -18,6 +18,7 @@ from .mamba_config import MambaConfig
 from .mamba_decode import Decoder as MambaDecoder
 from .recurrent_depth import RecurrentDepth
 from .recurrent_depth_config import RecurrentDepthConfig
+from .recurrent_depth_plain import PlainRecurrentDepth
 from .rwkv import RWKV
 from .rwkv_config import RWKVConfig
 from .rwkv_decode import Decoder as RWKVDecoder
@@ -47,7 +48,9 @@ MODELS: dict[str, Entry] = {
     },
 }
 
-DECODERS: dict[type, type] = {Griffin: GriffinDecoder, Mamba: MambaDecoder, RWKV: RWKVDecoder}
+DECODERS: dict[type, type] = {
+    Griffin: GriffinDecoder, Mamba: MambaDecoder, RecurrentDepth: PlainRecurrentDepth, RWKV: RWKVDecoder,
+}  # fmt: skip
 
 
 def decoder(model: Any) -> Any:

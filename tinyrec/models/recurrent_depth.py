@@ -19,7 +19,7 @@
     r, k         steps, grad_steps iterations, and how many of the last ones are recorded for the backward
 
 The paper speaks of a norm at the end of the core block; in the published code, and here, the raw s_i goes into the next
-iteration, and the norm is applied once, after the last. docs/recurrent_depth.md derives the truncated gradient.
+iteration, and the norm is applied once, after the last. Equation numbers, as in # (2): docs/recurrent_depth.md.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ class RecurrentDepth:
         h, std = config.d_model, config.std
         self.embedding = truncated_normal(rng, (config.vocab_size, h), std, dtype)
         self.prelude = [make_block(config, rng, dtype) for _ in range(config.n_prelude)]
-        has_adapter = config.injection == "adapter"
-        self.adapter_s = matrix(config, rng, (h, h), std, dtype) if has_adapter else None
-        self.adapter_e = matrix(config, rng, (h, h), std, dtype) if has_adapter else None
+        adds = config.injection == "add"
+        self.adapter_s, self.adapter_e = (None if adds else matrix(config, rng, (h, h), std, dtype) for _ in range(2))
         self.core = [make_block(config, rng, dtype) for _ in range(config.n_core)]
         self.coda = [make_block(config, rng, dtype) for _ in range(config.n_coda)]
         self.norm = make_norm(config, dtype)
@@ -77,11 +76,13 @@ class RecurrentDepth:
         """
         steps = self.config.mean_steps if steps is None else steps
         k = steps if grad_steps is None else min(grad_steps, steps)  # k' = min(k, r), n = max(r - k, 0)
+        if k < 0:
+            raise ValueError(f"steps and grad_steps must be 0 or more, got {steps} and {grad_steps}")
         thought = Unrolling(self, tokens, start=initial_state)
         with no_grad():
-            for _ in range(steps - k):  # n silent iterations: s_n is a constant to what follows
+            for _ in range(steps - k):  # n silent iterations: s_n is a constant to what follows (20)
                 thought.iterate()
-        for _ in range(k):  # k recorded ones; e, recorded before them, gets its gradient from these alone
+        for _ in range(k):  # k recorded ones; e, recorded before them, gets its gradient from these alone (20)
             thought.iterate()
         return thought.logits()
 
@@ -138,16 +139,22 @@ class RecurrentDepth:
 
     # The parts of the figure; what attends also returns the caches after it, None where there are none.
 
+    def rotation(self, position: int, time: int) -> Any:
+        """What turns the queries and keys of `time` tokens after the first `position`: cosines and sines."""
+        like, config = array_of(self.embedding), self.config
+        places = get_xp(like).arange(position, position + time)[None]
+        return rope_tables(places, config.head_width, config.rope_base, like.dtype)
+
     def embed(self, tokens: Any, rotation: Any, caches: Any) -> tuple[Tensor, tuple]:
         """tokens (B, T) -> e (B, T, h): lookup, times gamma, prelude."""
         x = embedding(self.embedding, tokens)
         if self.config.scaled_embedding:
-            x = x * self.config.gamma
+            x = x * self.config.gamma  # (1)
         return run(self.prelude, x, rotation, caches)
 
     def inject(self, e: Tensor) -> Tensor:
         """What every iteration adds to the state: e A_e, or e itself in bad run 1. (B, T, h)"""
-        return e if self.adapter_e is None else linear(e, self.adapter_e)
+        return e if self.adapter_e is None else linear(e, self.adapter_e)  # (4)
 
     def iterate(self, s: Tensor, injected: Tensor, rotation: Any, caches: Any) -> tuple[Tensor, tuple]:
         """s_i = core(A [s_{i-1}; e]), (B, T, h). Nothing depends on i."""
@@ -158,17 +165,17 @@ class RecurrentDepth:
         return self._iterate(s, injected, rotation, caches)
 
     def _iterate(self, s: Tensor, injected: Tensor, rotation: Any, caches: Any) -> tuple[Tensor, tuple]:
-        x = (s if self.adapter_s is None else linear(s, self.adapter_s)) + injected
-        return run(self.core, x, rotation, caches)
+        x = (s if self.adapter_s is None else linear(s, self.adapter_s)) + injected  # (4)
+        return run(self.core, x, rotation, caches)  # (2)
 
     def finish(self, z: Tensor, rotation: Any, caches: Any) -> tuple[Tensor, tuple]:
         """z = norm(s_r) (B, T, h) -> y (B, T, h): coda, then the same norm again."""
         y, caches = run(self.coda, z, rotation, caches)
-        return self.norm(y), caches
+        return self.norm(y), caches  # (3)
 
     def head(self, y: Tensor) -> Tensor:
         """y (B, T, h) -> logits (B, T, V): tied to the embedding, without gamma."""
-        return linear(y, transpose(self.embedding))
+        return linear(y, transpose(self.embedding))  # (3)
 
 
 class Unrolling:
@@ -182,18 +189,16 @@ class Unrolling:
         if tokens.ndim != 2:
             raise ValueError(f"expected tokens (B, T), got {tokens.shape}")
         self.model, self.before, self.steps, self.time = model, state, 0, tokens.shape[1]
-        like, config = array_of(model.embedding), model.config
-        xp, shape, position = get_xp(like), (*tokens.shape, config.d_model), 0 if state is None else state.position
-        self.s = xp.zeros(shape, like.dtype) if start is None else start
+        like, shape = array_of(model.embedding), (*tokens.shape, model.config.d_model)
+        self.s = get_xp(like).zeros(shape, like.dtype) if start is None else start
         if self.s.shape != shape:
             raise ValueError(f"initial_state must be {shape} for tokens {tokens.shape}, got {self.s.shape}")
-        places = xp.arange(position, position + self.time)[None]
-        self.rotation = rope_tables(places, config.head_width, config.rope_base, like.dtype)
+        self.rotation = model.rotation(0 if state is None else state.position, self.time)
         self.e, self.prelude = model.embed(tokens, self.rotation, state and state.prelude)
         self.injected = model.inject(self.e)
         self.core: list[Any] = [] if state is None else list(state.core)
         self.coda: Any = state and state.coda
-        self.read = False  # are these tokens in the caches of the coda already?
+        self.read = -1  # iterations after which the coda last read these tokens; -1: its caches are without them
 
     def iterate(self) -> None:
         """s becomes the next iterate."""
@@ -212,9 +217,9 @@ class Unrolling:
 
     def output(self) -> Tensor:
         """y (B, T, h) of the state as it is now, what the head reads."""
-        caches = self._past(self.coda) if self.read else self.coda
+        caches = self._past(self.coda) if self.read >= 0 else self.coda
         y, self.coda = self.model.finish(self.latent(), self.rotation, caches)
-        self.read = self.before is not None
+        self.read = -1 if self.before is None else self.steps
         return y
 
     def logits(self) -> Tensor:
@@ -224,21 +229,20 @@ class Unrolling:
     def state(self) -> DepthState:
         """The state after these tokens.
 
-        Slots that so few iterations did not reach take the latest keys and values there are: that is what a later
-        token sees which thinks longer.
+        Slots that were not reached take the latest keys and values: what a later token sees that thinks longer.
         """
-        if self.before is None:
-            raise ValueError("no state was given to go on from, so there is none afterwards")
-        if not self.read:
+        if self.before is None or not self.steps:
+            raise ValueError("there is a state only after one that was given to go on from, and at least one iteration")
+        if self.read != self.steps:
             self.output()
-        for slot in range(self.steps, len(self.core)):
-            latest = self.core[self.steps - 1]
-            self.core[slot] = tuple(
+        core = list(self.core)
+        for slot in range(self.steps, len(core)):
+            core[slot] = tuple(
                 cache.append(new.keys[:, -self.time :], new.values[:, -self.time :])
-                for cache, new in zip(self.core[slot], latest, strict=True)
+                for cache, new in zip(core[slot], core[self.steps - 1], strict=True)
             )
         latent = array_of(self.latent())[:, -1]
-        return DepthState(self.before.position + self.time, self.prelude, tuple(self.core), self.coda, latent)
+        return DepthState(self.before.position + self.time, self.prelude, tuple(core), self.coda, latent)
 
     def _past(self, caches: Any) -> tuple[KVCache, ...]:
         """The caches before these tokens, whose keys and values are about to be written again."""

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..backend import get_xp, to_cpu
-from ..nn import without_tape
+from ..suggest import check_known
 from .recurrent_depth import DepthState, RecurrentDepth, Unrolling
 from .recurrent_depth_draw import draw_state
-from .recurrent_depth_exit import ExitWatch
+from .recurrent_depth_exit import THRESHOLDS, ExitWatch
+from .recurrent_depth_plain import PlainRecurrentDepth
 
 
 class DepthDecoder:
@@ -33,11 +34,15 @@ class DepthDecoder:
         rng: Any = None,
     ):
         """steps, slots None: the config's mean_steps, and as many slots as steps; rng None: each s_0 is zero."""
-        self.model, self.config = without_tape(model), model.config
+        self.model, self.config = PlainRecurrentDepth(model), model.config
         self.steps = self.config.mean_steps if steps is None else steps
         self.slots = self.steps if slots is None else slots
         if self.steps < 1 or self.slots < 1:
             raise ValueError(f"steps and slots must be at least 1, got {self.steps} and {self.slots}")
+        if exit is not None:
+            check_known(exit, THRESHOLDS, "exit criterion")
+        elif threshold is not None:
+            raise ValueError(f"a threshold, {threshold}, needs an exit criterion: one of {', '.join(THRESHOLDS)}")
         self.exit, self.threshold, self.warm_start, self.rng = exit, threshold, warm_start, rng
         self.taken: list[int] = []
 
@@ -90,12 +95,18 @@ def speculate(
     with s_0 = 0, as here, the text is that of plain decoding. tolerance tau < 1 also keeps a token whose probability is
     at least tau times that of the likeliest; then the text is another.
     """
-    plain, steps = without_tape(model), model.config.mean_steps if steps is None else steps
-    if n < 1 or draft_tokens < 1 or draft_steps < 1 or not 0.0 < tolerance <= 1.0:
+    steps = model.config.mean_steps if steps is None else steps
+    if min(n, steps, draft_steps, draft_tokens) < 1 or not 0.0 < tolerance <= 1.0:
         raise ValueError(
-            "expected n, draft_tokens and draft_steps of at least 1 and a tolerance in (0, 1], "
-            f"got {n}, {draft_tokens}, {draft_steps} and {tolerance}"
+            "expected n, steps, draft_steps and draft_tokens of at least 1 and a tolerance in (0, 1], "
+            f"got {n}, {steps}, {draft_steps}, {draft_tokens} and {tolerance}"
         )
+    return _rounds(PlainRecurrentDepth(model), prompt, n, steps, draft_steps, draft_tokens, tolerance)
+
+
+def _rounds(
+    plain: Any, prompt: Any, n: int, steps: int, draft_steps: int, draft_tokens: int, tolerance: float
+) -> Iterator[list[int]]:
     xp = get_xp(plain.embedding)
     logits, state = plain.prefill(xp.asarray(prompt)[None], plain.initial_state(1, steps), steps)
     token = int(logits[0, -1].argmax())

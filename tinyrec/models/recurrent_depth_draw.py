@@ -1,4 +1,7 @@
-"""What the recurrent-depth transformer leaves to chance: how often it iterates in training, and where it starts."""
+"""What the recurrent-depth transformer leaves to chance: how often it iterates in training, and where it starts.
+
+Equation numbers: docs/recurrent_depth.md.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ def draw_steps(rng: Any, config: RecurrentDepthConfig) -> int:
     if config.sampler == "uniform":
         return int(rng.integers(1, 2 * mean + 2))
     spread = 0.5 if config.sampler == "lognormal-poisson" else 0.0
-    tau = math.log(mean) - 0.5 * spread**2 + spread * rng.standard_normal()  # so that e^tau is r-bar on average
-    return int(rng.poisson(math.exp(tau))) + 1
+    tau = math.log(mean) - 0.5 * spread**2 + spread * rng.standard_normal()  # (14): e^tau is r-bar on average
+    return int(rng.poisson(math.exp(tau))) + 1  # (14)
 
 
 def draw_state(rng: Any, config: RecurrentDepthConfig, batch: int, time: int, like: Any) -> Any:
@@ -34,7 +37,7 @@ def draw_state(rng: Any, config: RecurrentDepthConfig, batch: int, time: int, li
     """
     kind, h = config.state_init, config.d_model
     std = {"like-init": config.std * config.gamma, "normal": 1.0, "embed": h**-0.5, "unit": 1.0, "zero": 0.0}[kind]
-    x = truncated(rng, (batch, time, h)) * std
+    x = truncated(rng, (batch, time, h)) * std  # (17)
     if kind == "unit":
         x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     return get_xp(like).asarray(x.astype(like.dtype))

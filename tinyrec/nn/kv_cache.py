@@ -36,7 +36,7 @@ class KVCache:
         start = self._start if self.limit is None else max(self._start, stop - self.limit)
         new = object.__new__(KVCache)
         new.limit = self.limit
-        if stop <= self._buffer.keys.shape[1] and self._buffer.used == self._stop:
+        if stop <= self._buffer.places and self._buffer.used == self._stop:
             self._buffer.keys[:, self._stop : stop] = keys
             self._buffer.values[:, self._stop : stop] = values
             new._buffer, new._start, new._stop = self._buffer, start, stop
@@ -79,18 +79,21 @@ def extended(keys: Any, values: Any, cache: KVCache | None) -> tuple[Any, Any, K
 
 
 class _Buffer:
-    """Two arrays with room behind the part in use."""
+    """Two arrays with room behind the part in use.
 
-    __slots__ = ("keys", "used", "values")
+    places: as many as may be written to. None of the arrays that the first cache was made of: they are the caller's.
+    """
+
+    __slots__ = ("keys", "places", "used", "values")
 
     def __init__(self, keys: Any, values: Any, room: int = 1):
-        self.used = keys.shape[1]
+        self.used, self.places = keys.shape[1], 0
         if room > 1:
             xp, (batch, _, heads, width) = get_xp(keys), keys.shape
-            places = room * max(self.used, 16)
-            # Keys lie in memory as q k^T reads them, (B, H, K, n): with few queries that product is twice as fast.
+            self.places = places = room * max(self.used, 16)
+            # They lie in memory as few queries read them fastest: keys as (B, H, K, n), values as (B, H, n, K).
             self.keys = xp.empty((batch, heads, width, places), keys.dtype).transpose(0, 3, 1, 2)
-            self.values = xp.empty((batch, places, heads, width), values.dtype)
+            self.values = xp.empty((batch, heads, places, width), values.dtype).transpose(0, 2, 1, 3)
             self.keys[:, : self.used], self.values[:, : self.used] = keys, values
         else:
             self.keys, self.values = keys, values

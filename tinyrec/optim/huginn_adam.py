@@ -1,7 +1,7 @@
 """The Adam that trained the recurrent-depth model Huginn: Geiping et al. 2025, arXiv 2502.05171, a variant of AdamW.
 
 In the authors' code it is `ELLISAdam`, and the switches have these names, but for `atan_adam`, here `atan2`.
-In the order of the code, symbols as in adamw.py, t counted from 1:
+In the order of the code, symbols as in adamw.py, t counted from 1; equation numbers: docs/recurrent_depth.md.
 
     running_init      m = g, v = g^2 before the first update, instead of 0
     update_clipping   v = max(v, eps^2);  alpha becomes alpha / max(1, RMS),  RMS = sqrt(mean(g^2 / v)) of one tensor
@@ -87,19 +87,19 @@ class HuginnAdam(AdamW):
         s = self._scratch_like(theta)
 
         if self.running_init and slot.t == 0:
-            m[...] = g
+            m[...] = g  # (27)
             xp.multiply(g, g, out=v)
-        self._average(slot, g, s)  # t = t + 1; m and v as in AdamW, which leaves a mean of equal things as it is
+        self._average(slot, g, s)  # (28) t = t + 1; m and v as in AdamW, which leaves a mean of equal things as it is
 
         rate: Any = lr / (1.0 - beta1**slot.t)
         if self.update_clipping:
             xp.maximum(v, max(self.eps**2, float(np.finfo(v.dtype).tiny)), out=v)  # eps^2 may be 0 in float32
             xp.multiply(g, g, out=s)
             s /= v
-            rate = rate / xp.maximum(xp.sqrt(s.mean()), 1.0)  # of the dtype of s; on a GPU it stays there
+            rate = rate / xp.maximum(xp.sqrt(s.mean()), 1.0)  # (29) of the dtype of s; on a GPU it stays there
 
         if slot.decays:
-            theta *= 1.0 - lr / self.peak * self.weight_decay  # with the rate that is not clipped
+            theta *= 1.0 - lr / self.peak * self.weight_decay  # (30) with the rate that is not clipped
 
         xp.sqrt(v, out=s)
         s *= 1.0 / math.sqrt(1.0 - beta2**slot.t)
@@ -109,4 +109,4 @@ class HuginnAdam(AdamW):
             s += self.eps
             xp.divide(m, s, out=s)
         s *= rate
-        theta -= s
+        theta -= s  # (31)
