@@ -1,7 +1,7 @@
 """Let a trained model go on writing; the text appears as it is made.
 
-tinyrec generate runs/hawk-pydoc --prompt "The module" --temperature 0.8
-tinyrec generate runs/recurrent-depth-pydoc --recurrence 32 --exit kl
+  tinyrec generate runs/hawk-pydoc --prompt "The module" --temperature 0.8
+  tinyrec generate runs/recurrent-depth-pydoc --recurrence 32 --exit kl
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The folder of a run.
 
-checkpoint.safetensors   everything: parameters, optimizer, random stream, step, model config, training options;
-                         there from step 0 on, replaced as a whole at each save
-metrics.jsonl            one JSON object per step
-anchors.json             what counting and xz reach on the same text; made once
+    checkpoint.safetensors   everything: parameters, optimizer, random stream, step, model config, training options;
+                             there from step 0 on, replaced as a whole at each save
+    metrics.jsonl            one JSON object per step
+    anchors.json             what counting and xz reach on the same text; made once
 """
 
 from __future__ import annotations
