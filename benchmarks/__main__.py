@@ -34,8 +34,9 @@ def main() -> None:
     options = parser.parse_args()
     cases = chosen(options.names)
     if options.list:
+        width = max(len(case.name) for case in cases)
         for case in cases:
-            print(f"{case.name:24} {', '.join(case.sides)}")
+            print(f"{case.name:{width}} {', '.join(case.sides)}")
         return
     before, results = machine(), []
     for number, case in enumerate(cases, 1):

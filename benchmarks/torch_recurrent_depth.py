@@ -6,10 +6,11 @@ for queries, keys and values, one for both halves of the MLP, and every iteratio
 things differ. The official casts to float32 are left out, since all is float32 already. The head is the embedding, not
 a second name for it. And pairs are rotated as complex numbers, in one operation instead of seven and faster.
 
-In decoding each layer and iteration has keys and values of its own. Two caches, the same numbers:
+In decoding each layer and iteration has keys and values of its own. Three caches, the same numbers:
 
-- `GrowingCache` appends with `torch.cat`, a copy of all keys and values for every token. The official default,
-  HuginnDynamicCache, copies as much, but stacks it from a list of single tokens, which takes longer still;
+- `StackingCache` does as the official default, HuginnDynamicCache: it keeps single tokens and stacks all of them for
+  every new one;
+- `GrowingCache` copies as much, but appends to one tensor with `torch.cat`, the usual way;
 - `RoomyCache` writes into room set aside, as the official HuginnStaticCache does, and copies nothing: the fair form.
 
 B batch, T time, D width, H heads, K head width, M MLP width, V vocabulary.
@@ -40,15 +41,36 @@ class Config:
     rope_base: float = 50_000.0
 
 
-class GrowingCache:
-    """Keys and values of every slot, that is of every layer and iteration: each (B, H, T, K), copied to append."""
+class StackingCache:
+    """Keys and values of every slot, that is of every layer and iteration, by position: each (B, H, K)."""
 
     def __init__(self) -> None:
         self.length = 0  # tokens that all slots hold; the model counts it up
+        self.slots: dict[int, tuple[dict[int, Tensor], dict[int, Tensor]]] = {}
+
+    def append(self, slot: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of the slot, (B, H, T, K), these at the end."""
+        all_keys, all_values = self.slots.setdefault(slot, ({}, {}))
+        all_keys.update(enumerate(keys.unbind(dim=2), self.length))
+        all_values.update(enumerate(values.unbind(dim=2), self.length))
+        return torch.stack(list(all_keys.values()), dim=2), torch.stack(list(all_values.values()), dim=2)
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first tokens."""
+        self.length = length
+        for tokens in (held for pair in self.slots.values() for held in pair):
+            for position in range(length, len(tokens)):
+                del tokens[position]
+
+
+class GrowingCache:
+    """The same as two tensors (B, H, T, K) for each slot, copied to append."""
+
+    def __init__(self) -> None:
+        self.length = 0
         self.slots: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, slot: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of the slot, these at the end."""
         if self.length:
             old_keys, old_values = self.slots[slot]
             keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
@@ -56,7 +78,6 @@ class GrowingCache:
         return keys, values
 
     def cut(self, length: int) -> None:
-        """Forget all but the first tokens."""
         self.length = length
         self.slots = {slot: (k[:, :, :length], v[:, :, :length]) for slot, (k, v) in self.slots.items()}
 
@@ -80,7 +101,7 @@ class RoomyCache:
         self.length = length
 
 
-Cache = GrowingCache | RoomyCache
+Cache = StackingCache | GrowingCache | RoomyCache
 
 
 class RMSNorm(nn.Module):

@@ -2,8 +2,10 @@
 
 train_step/recurrent-depth@r: one training step of r iterations, of which the last 8 are recorded, so the first 0 or 8
 are silent. decode/recurrent-depth@T: one token at a time at batch 1, 8 iterations each, after a context of T tokens.
-Every call starts again from that context; since it is made before the clock starts, random tokens do. "torch" copies
-all keys and values for each token, which the official cache does too, "torch-roomy" none.
+Every call starts again from that context; since it is made before the clock starts, random tokens do. The sides of
+PyTorch differ in how they keep the keys and values of earlier tokens: for each new one "torch-official" stacks them all
+from single tokens, as the cache that the official code makes by default; "torch" copies them all with one `cat`;
+"torch-roomy" copies none, which is the fair form.
 """
 
 from collections.abc import Callable
@@ -62,31 +64,32 @@ def tinyrec_decode(context: int) -> Callable[[], object]:
     import numpy as np
     from threadpoolctl import threadpool_limits
 
+    from tinyrec.models import decoder
     from tinyrec.models.recurrent_depth_decode import without_last
-    from tinyrec.nn import without_tape
 
     threadpool_limits(1)  # as `tinyrec generate` does: one token is too little work to share
-    plain = without_tape(tinyrec_depth())
+    reader = decoder(tinyrec_depth())  # as it does, too
     tokens = np.random.default_rng(0).integers(0, VOCAB, (1, context))
-    logits, prompt = plain.prefill(tokens, plain.initial_state(1, slots=DECODING_STEPS), steps=DECODING_STEPS)
+    logits, prompt = reader.prefill(tokens, reader.initial_state(1, slots=DECODING_STEPS), steps=DECODING_STEPS)
     first = logits[:, -1].argmax(-1)  # (1,)
 
     def call() -> None:
         token, state = first, without_last(prompt, 0)  # 0: gives up what an earlier call has written behind it
         for _ in range(TOKENS_PER_CALL):
-            logits, state = plain.step(token, state, steps=DECODING_STEPS)
+            logits, state = reader.step(token, state, steps=DECODING_STEPS)
             token = logits.argmax(-1)
 
     return call
 
 
-def torch_decode(roomy: bool, context: int) -> Callable[[], object]:
+def torch_decode(kind: str, context: int) -> Callable[[], object]:
     import torch
 
-    from benchmarks.torch_recurrent_depth import GrowingCache, RoomyCache
+    from benchmarks.torch_recurrent_depth import GrowingCache, RoomyCache, StackingCache
 
     most = context + TOKENS_PER_CALL
-    model, cache = torch_model(most), RoomyCache(most) if roomy else GrowingCache()
+    model = torch_model(most)
+    cache = {"official": StackingCache, "growing": GrowingCache, "roomy": partial(RoomyCache, most)}[kind]()
     with torch.no_grad():
         first = model(torch.randint(0, VOCAB, (1, context)), DECODING_STEPS, 0, cache=cache)[:, -1:].argmax(-1)
 
@@ -115,8 +118,9 @@ CASES += [
         f"decode/recurrent-depth@{context}",
         {
             "tinyrec": partial(tinyrec_decode, context),
-            "torch": partial(torch_decode, False, context),
-            "torch-roomy": partial(torch_decode, True, context),
+            "torch-official": partial(torch_decode, "official", context),
+            "torch": partial(torch_decode, "growing", context),
+            "torch-roomy": partial(torch_decode, "roomy", context),
         },
         per_call=TOKENS_PER_CALL,
         unit="token",

@@ -13,6 +13,7 @@ from benchmarks.torch_recurrent_depth import (
     GrowingCache,
     Raven,
     RoomyCache,
+    StackingCache,
     next_token_loss,
     rope_table,
     train_step,
@@ -20,7 +21,7 @@ from benchmarks.torch_recurrent_depth import (
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recurrent_depth.npz"
 TOLERANCE = 1e-10  # of the largest entry of the reference, a float64 run
-CACHES = {"growing": GrowingCache, "roomy": lambda: RoomyCache(13)}
+CACHES = {"stacking": StackingCache, "growing": GrowingCache, "roomy": lambda: RoomyCache(13)}
 LENGTH = 11  # of the golden sequences
 
 

@@ -21,7 +21,10 @@ from .recurrent_depth_plain import PlainRecurrentDepth
 
 
 class DepthDecoder:
-    """Reads tokens for `generate`, by these rules. After each call `taken` says how many iterations it took."""
+    """Reads tokens for `generate`, by these rules. After each call `taken` says how many iterations it took.
+
+    It reads them with the parameters as they are when it is made.
+    """
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ def speculate(
 
 
 def _rounds(
-    plain: Any, prompt: Any, n: int, steps: int, draft_steps: int, draft_tokens: int, tolerance: float
+    plain: PlainRecurrentDepth, prompt: Any, n: int, steps: int, draft_steps: int, draft_tokens: int, tolerance: float
 ) -> Iterator[list[int]]:
     xp = get_xp(plain.embedding)
     logits, state = plain.prefill(xp.asarray(prompt)[None], plain.initial_state(1, steps), steps)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ..backend import get_xp
 from ..nn import KVCache, extended, without_tape
-from ..ops import attention, rope_tables
+from ..ops import attention, embedding, rope_tables
 from .recurrent_depth import RecurrentDepth
 from .recurrent_depth_blocks import SandwichBlock
 
@@ -33,7 +33,7 @@ class Places(NamedTuple):
 
     turn: Any  # (1, T, 2, H, K / 2) complex: e^{i angle}, for q and for k
     ones: Any  # (n,)
-    mask: Any  # (T, T): -inf where a token would see a later one
+    mask: Any  # (T, T): -inf where a token would see a later one; None for a single token
 
 
 class PlainRecurrentDepth(RecurrentDepth):
@@ -60,10 +60,11 @@ class PlainRecurrentDepth(RecurrentDepth):
         cos, sin = rope_tables(places, config.head_width, config.rope_base, dtype)  # (T, 1, 1, K / 2)
         turn = xp.empty((1, time, 2, config.n_heads, config.head_width // 2), f"complex{16 * dtype.itemsize}")
         turn.real, turn.imag = cos, sin
-        return Places(turn, xp.ones(position + time, dtype), xp.triu(xp.full((time, time), -math.inf, dtype), 1))
+        mask = None if time == 1 else xp.triu(xp.full((time, time), -math.inf, dtype), 1)
+        return Places(turn, xp.ones(position + time, dtype), mask)
 
     def embed(self, tokens: Any, rotation: Places, caches: Any) -> tuple[Any, tuple]:
-        return _run(self.prelude, self.embedding[tokens] * self.config.gamma, rotation, caches)
+        return _run(self.prelude, embedding(self.embedding, tokens) * self.config.gamma, rotation, caches)
 
     def inject(self, e: Any) -> Any:
         return e if self.adapter_e is None else e @ self.adapter_e
@@ -123,7 +124,8 @@ class _Attention:
     """A norm and Attention."""
 
     def __init__(self, norm: Any, layer: Any):
-        q, k, v, xp = layer.q, layer.k, layer.v, get_xp(layer.q.w)
+        q, k, v = layer.q, layer.k, layer.v
+        xp = self.xp = get_xp(q.w)
         self.heads, self.width, self.eps, self.out = layer.heads, len(q.w) // layer.heads, norm.eps, layer.out.w
         scale = self.width**-0.5
         self.qkv = _after(norm, xp.concatenate([q.w * scale, k.w, v.w], axis=1))  # (h, 3 h)
@@ -131,7 +133,7 @@ class _Attention:
 
     def __call__(self, x: Any, places: Places, cache: KVCache | None) -> tuple[Any, KVCache | None]:
         """x (N, h) -> (N, h) and the cache with these tokens."""
-        xp, T = get_xp(x), places.turn.shape[1]
+        xp, T = self.xp, places.turn.shape[1]
         qkv = _normalized(x, self.eps).dot(self.qkv)
         if self.bias is not None:
             qkv += self.bias
@@ -158,14 +160,15 @@ class _MLP:
     """A norm and MLP."""
 
     def __init__(self, norm: Any, layer: Any):
-        gate_up = get_xp(layer.up.w).concatenate([layer.gate.w * 0.5, layer.up.w], axis=1)
+        self.xp = get_xp(layer.up.w)
+        gate_up = self.xp.concatenate([layer.gate.w * 0.5, layer.up.w], axis=1)
         self.gate_up, self.down, self.eps = _after(norm, gate_up), layer.down.w, norm.eps  # (h, 2 m), (m, h)
 
     def __call__(self, x: Any) -> Any:
         """(N, h) -> (N, h)."""
         gate_up, m = _normalized(x, self.eps).dot(self.gate_up), len(self.down)
         half, up = gate_up[:, :m], gate_up[:, m:]
-        y = get_xp(x).tanh(half)
+        y = self.xp.tanh(half)
         y *= half
         y += half
         y *= up
