@@ -108,7 +108,7 @@ def speculate(
 
 
 def _rounds(
-    plain: PlainRecurrentDepth, prompt: Any, n: int, steps: int, draft_steps: int, draft_tokens: int, tolerance: float
+    plain: Any, prompt: Any, n: int, steps: int, draft_steps: int, draft_tokens: int, tolerance: float
 ) -> Iterator[list[int]]:
     xp = get_xp(plain.embedding)
     logits, state = plain.prefill(xp.asarray(prompt)[None], plain.initial_state(1, steps), steps)
