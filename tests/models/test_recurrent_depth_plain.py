@@ -81,10 +81,6 @@ def with_ops(model, **rules):
     return reader
 
 
-def rng():
-    return np.random.default_rng(3)
-
-
 @pytest.mark.parametrize(
     "rules",
     [
@@ -93,13 +89,14 @@ def rng():
         {"warm_start": True, "exit": "latent-diff", "threshold": 0.5},
         {"rng": rng},
     ],
-    ids=str,
+    ids=lambda rules: " ".join(map(str, rules.values())) if "rng" not in rules else "noise",
 )
 def test_a_decoder_writes_and_exits_as_with_ops(tiny, rules):
     model, prompt = tiny("recurrent-depth"), [1, 2, 3]
     written = []
     for make in (DepthDecoder, with_ops):
-        reader = make(model, steps=9, **{name: rule() if callable(rule) else rule for name, rule in rules.items()})
+        fresh = {"rng": np.random.default_rng(rules["rng"])} if "rng" in rules else {}
+        reader = make(model, steps=9, **rules | fresh)
         written.append((list(generate(model, prompt, 12, temperature=0.0, reader=reader)), reader.taken))
     assert written[0] == written[1]
     assert ("exit" in rules) == (set(written[0][1]) != {9})  # or a criterion has seen nothing
