@@ -23,7 +23,7 @@ COMMANDS = {
     "info": "what there is: models, presets, data, this machine; or one model or run",
     "check": "compare every hand-written gradient with finite differences",
     "bench": "time tinyrec beside PyTorch",
-    "demo": "train a small Hawk in about 3 minutes, then write, evaluate, plot",
+    "demo": "train a small Hawk in 1 to 3 minutes, then write, evaluate, plot",
 }
 
 
