@@ -180,7 +180,7 @@ class _Process:
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
-            return WorkerError(f"worker process {self.pid} has died; was there too little memory?")
+            return WorkerError(f"worker process {self.pid} has died, perhaps for lack of memory")
 
     def end(self) -> None:
         self.pipe.close()
