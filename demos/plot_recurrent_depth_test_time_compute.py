@@ -66,7 +66,7 @@ def accuracies(model, length):
 
 models = {way: [parity_model(way, seed) for seed in SEEDS] for way in WAYS}
 right = {(length, way): np.array([accuracies(model, length) for model in of_way])
-         for length in LENGTHS for way, of_way in models.items()}
+         for length in LENGTHS for way, of_way in models.items()}  # fmt: skip
 print("right answers after r iterations; chance is 0.5")
 for length in LENGTHS:
     print(f"\nlength {length} ({'trained' if length == LENGTH else 'never seen'}), ceiling {CEILINGS[length]:.3f}")

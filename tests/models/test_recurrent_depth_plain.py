@@ -107,7 +107,11 @@ def test_speculation_writes_as_with_ops(tiny, monkeypatch, draft_tokens):
     """In the same lists: the same guesses are kept."""
     model = tiny("recurrent-depth")
     call = dict(prompt=np.array([1, 2]), n=25, steps=5, draft_steps=2, draft_tokens=draft_tokens)
+    made = []
+    plain = lambda model: made.append(PlainRecurrentDepth(model)) or made[-1]  # noqa: E731
+    monkeypatch.setattr(recurrent_depth_decode, "PlainRecurrentDepth", plain)
     mine = list(speculate(model, **call))
+    assert len(made) == 1  # it is the plain form that writes
     monkeypatch.setattr(recurrent_depth_decode, "PlainRecurrentDepth", without_tape)
     assert mine == list(speculate(model, **call))
     assert len(list(chain(*mine))) == 25 and max(map(len, mine)) > 1
