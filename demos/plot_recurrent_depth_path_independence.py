@@ -87,8 +87,8 @@ def share_apart(found):
 
 
 apart = {(*key, length): distances(model, length) for key, model in models.items() for length in LENGTHS}
-print(f"|s_i - s'_i| / |s_i| from different noise: the median over tokens of {B} sequences, and how many tokens have")
-print(f"paths that are still more than 1 % apart after {STEPS} iterations")
+print(f"|s_i - s'_i| / |s_i| from different noise: the median over tokens of {B} sequences,")
+print(f"and how many tokens have paths that are still more than 1 % apart after {STEPS} iterations")
 print(f"{'model':13}seed length" + "".join(f"{f'i = {i}':>9}" for i in LOOKS) + "   > 1 %")
 for (kind, seed, length), found in apart.items():
     medians = "".join(f"{np.median(found[i]):9.1e}" for i in LOOKS)
