@@ -161,13 +161,14 @@ class _Process:
     def __init__(self, model: Any, tensors: list[Tensor], earlier: list[_Process]):
         self.gradients = _shared_like(tensors)
         self.pipe, there = Pipe()
+        # Ctrl-C reaches all processes of a terminal, and one decides: the fork keeps it blocked, from its first moment.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with warnings.catch_warnings():  # Python warns of forks beside threads; ours only computes, and leaves by _exit
             warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
         if self.pid == 0:
-            for process in (*earlier, self):  # or the end of this process would not close their pipes
-                process.pipe.close()
-            _serve(there, model, tensors, self.gradients)
+            _serve(there, [process.pipe for process in (*earlier, self)], model, tensors, self.gradients)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
 
     def ask(self, question: Any) -> None:
@@ -187,10 +188,13 @@ class _Process:
         os.waitpid(self.pid, 0)
 
 
-def _serve(pipe: Connection, model: Any, tensors: list[Tensor], gradients: list[Array]) -> NoReturn:
-    """The life of a worker process."""
+def _serve(
+    pipe: Connection, others: list[Connection], model: Any, tensors: list[Tensor], gradients: list[Array]
+) -> NoReturn:
+    """The life of a worker process. others: ends of pipes that belong to the process that was forked."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; one decides
+        for end in others:  # or the end of that process would not close them
+            end.close()
         with _one_blas_thread():
             while True:
                 shard, floating_point = pipe.recv()
