@@ -287,7 +287,7 @@ MISTAKES = {
     "train hawk --task copy:itens=2": "no option 'itens'.*did you mean 'items'?",
     "train hawk --task copy --data text": "--data and --task exclude each other",
     "train hawk --preset dmo": "there is no preset 'dmo'.*did you mean 'demo'?",
-    "train hawk --preset small": "'small' is a size of the model: --model.preset small",
+    "train hawk --preset small": "'small' is a preset of the model: --model.preset small",
     "train hawk --model.d_modle 8": "'d_modle'.*did you mean 'd_model'?",
     "train hawk --model.d_model": "--model.d_model needs a value",
     "train hawk --model.d_model x": "--model.d_model takes a value of type int, got 'x'",

@@ -164,6 +164,7 @@ def test_the_parameters_of_the_published_model(shaped_random, monkeypatch):
     monkeypatch.setattr("tinyrec.nn.init.truncated", lambda rng, shape: rng.standard_normal(shape))
     model = RecurrentDepth(make_config("recurrent-depth", "huginn-0125"), shaped_random)
     assert count(model) == 3_564_976_800
+    assert model.config.matrices == pytest.approx(count(model), rel=1e-4)  # what `tinyrec info` estimates by
     assert count(model) + model.embedding.size == 3_911_006_880  # with a head of its own
     assert count([model.prelude, model.coda]) == count(model.core) == 1_581_592_320
     assert count([model.adapter_s, model.adapter_e]) == 55_756_800
@@ -177,6 +178,7 @@ def test_parameter_counts(preset, options):
     block = 4 * c.d_model**2 + 3 * c.d_model * c.d_mlp + (4 if c.block == "sandwich" else 2) * c.d_model
     block += 2 * c.d_model * c.qk_bias
     assert count(model) == c.vocab_size * c.d_model + 2 * c.d_model**2 + c.d_model + c.n_layers * block
+    assert c.matrices == sum(p.size for _, p in parameters(model) if p.ndim == 2)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -75,7 +75,8 @@ def _model(name: str, config: Any, batch: int, context: int) -> None:
     print(f"{name}, options (--model.NAME VALUE)")
     for key, value in asdict(config).items():
         print(f"  {key:16}{list(value) if isinstance(value, tuple) else value}")
-    estimate = config.vocab_size * config.d_model + 12 * config.n_layers * config.d_model**2
+    usual = config.vocab_size * config.d_model + 12 * config.n_layers * config.d_model**2
+    estimate = getattr(config, "matrices", usual)
     if estimate > BIGGEST:
         print(f"\nabout {estimate / 1e6:,.0f} million parameters: not built here to be counted")
         return

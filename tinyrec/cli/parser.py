@@ -129,7 +129,7 @@ def load_preset(name: str, dataclass: type, model_presets: Iterable[str] = ()) -
     """(training options, model options) of presets/NAME.toml: its top level, and its table [model]."""
     path = PRESETS / f"{name}.toml"
     if name not in preset_names():
-        hint = f"; {name!r} is a size of the model: --model.preset {name}" if name in model_presets else ""
+        hint = f"; {name!r} is a preset of the model: --model.preset {name}" if name in model_presets else ""
         hint = hint or did_you_mean(name, preset_names())
         raise Mistake(f"there is no preset {name!r}, only {', '.join(preset_names())}{hint}")
     options = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -67,6 +67,12 @@ class RecurrentDepthConfig:
         return self.n_prelude + self.mean_steps * self.n_core + self.n_coda
 
     @property
+    def matrices(self) -> int:
+        """How many numbers all matrices hold, which is nearly all parameters."""
+        h, each = self.d_model, 4 * self.d_model**2 + 3 * self.d_model * self.d_mlp
+        return self.vocab_size * h + self.n_layers * each + (2 * h**2 if self.injection == "adapter" else 0)
+
+    @property
     def gamma(self) -> float:
         """What embeddings are multiplied with: a constant, not a parameter."""
         return self.d_model**0.5 if self.scaled_embedding else 1.0
