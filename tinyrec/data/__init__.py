@@ -11,7 +11,7 @@ from .anchors import anchors, best
 from .batches import IGNORE_INDEX, Batches
 from .errors import DataError
 from .split import Split, check_length, split_text
-from .tasks import TASKS, Copy, Induction, SelectiveCopy, Task, load_task
+from .tasks import TASKS, Copy, Induction, Markov, SelectiveCopy, Task, load_task
 from .text import SOURCES, load_text
 from .vocabulary import VOCAB_SIZE, decode, decode_text, encode
 
@@ -24,6 +24,7 @@ __all__ = [
     "Copy",
     "DataError",
     "Induction",
+    "Markov",
     "SelectiveCopy",
     "Split",
     "Task",

@@ -60,7 +60,7 @@ def test_where_the_answers_are_fixed_vocab_cannot_be_set():
     ("name", "options", "sentence"),
     [
         ("inductoin", {}, "there is no task 'inductoin'.*did you mean 'induction'"),
-        ("zzz", {}, "there is no task 'zzz', only copy, selective_copy, induction, prefix_parity, .*, chase$"),
+        ("zzz", {}, "there is no task 'zzz', only copy, selective_copy, induction, markov, prefix_parity, .*, chase$"),
         ("copy", {"lenght": 3}, "the task copy has no option 'lenght'.*did you mean 'length'"),
         ("copy", {"occurrences": 3}, "the task copy has no option 'occurrences', only length, vocab, items$"),
         ("copy", {"length": 0}, "length of a task must be a whole number, at least 1, got 0"),
@@ -70,6 +70,9 @@ def test_where_the_answers_are_fixed_vocab_cannot_be_set():
         ("selective_copy", {"length": 7, "items": 4}, "4 items and their answers need length 8, got 7"),
         ("induction", {"occurrences": 1}, "2 occurrences or more"),
         ("induction", {"length": 7}, "got 4 occurrences in length 7"),
+        ("markov", {"vocab": 8}, "the task markov has no option 'vocab', only length, symbols, noise$"),
+        ("markov", {"symbols": 1}, "symbols of a task must be a whole number, 2 to 256, got 1"),
+        ("markov", {"noise": 101}, "noise of a task must be a whole number, 0 to 100, got 101"),
         ("prefix_parity", {"vocab": 2}, "the task prefix_parity has no option 'vocab', only length, bos$"),
         ("addition", {"vocab": 10}, "the task addition has no option 'vocab', only length, bos, base, propagate$"),
         ("permutations", {"vocab": 6}, "the task permutations has no option 'vocab', only length, bos, n$"),

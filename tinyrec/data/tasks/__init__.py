@@ -13,12 +13,13 @@ from ...suggest import did_you_mean
 from ..errors import DataError
 from .base import Task
 from .depth import Addition, Chase, Permutations, PrefixParity
-from .memory import Copy, Induction, SelectiveCopy
+from .memory import Copy, Induction, Markov, SelectiveCopy
 
 TASKS: dict[str, type[Task]] = {
     "copy": Copy,
     "selective_copy": SelectiveCopy,
     "induction": Induction,
+    "markov": Markov,
     "prefix_parity": PrefixParity,
     "addition": Addition,
     "permutations": Permutations,

@@ -1,15 +1,16 @@
-"""Synthetic tasks of memory: keep symbols 0 .. vocab - 1 for a while, choose what to keep, and look up.
+"""Synthetic tasks of memory: keep symbols 0 .. vocab - 1 for a while, choose what to keep, look up, find out the rule.
 
 In the pictures a to h are symbols, `_` is a blank, `?` asks for an answer, and `.` is a target that is not scored.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..batches import IGNORE_INDEX
 from ..errors import DataError
-from .base import Ints, Task
+from .base import Ints, Task, between
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,48 @@ class Induction(Task):
         targets = np.full_like(tokens, IGNORE_INDEX)
         np.put_along_axis(targets, places[:, 1:], np.broadcast_to(values, places[:, 1:].shape), axis=1)
         return tokens, targets
+
+
+@dataclass(frozen=True)
+class Markov(Task):
+    """Say what comes next in a chain that mostly follows a rule of its own, a random permutation of the symbols.
+
+        rule      a -> c -> d -> a, b -> b        another one in each sequence
+        tokens    a c d a b b c d a c             length 10, symbols 4
+        targets   c d a b b c d a c d             the next token; a to b and b to c are noise
+
+    The first token is uniform. After it the next one is the successor of the current one, or, in `noise` percent, any
+    symbol at all, the successor included. Every target is scored. No weights can hold the rule: it must be read off the
+    sequence while it goes by, and the more of it has gone by, the better it can be known. Who knows it loses, in nats
+    a token, with e = noise / 100, n = symbols, and p = 1 - e + e/n for the successor,
+
+        floor = -p log p - (n - 1) (e/n) log(e/n)
+
+    which is 0.526 at the defaults; who knows nothing loses log n, here 2.485. The mean over a sequence stays above the
+    floor, since the first arrow out of a symbol cannot be known. The most probable guess is right with probability p.
+    """
+
+    symbols: int = between(12, 2, 256)
+    noise: int = between(10, 0, 100)
+
+    @property
+    def vocab(self) -> int:
+        return self.symbols
+
+    @property
+    def floor(self) -> float:
+        """The loss in nats a token of a model that knows the rule: the entropy of the next token."""
+        other = self.noise / 100 / self.symbols  # the probability of each symbol that is not the successor
+        chances = [1 - (self.symbols - 1) * other] + [other] * (self.symbols - 1)
+        return -sum(p * math.log(p) for p in chances if p > 0)
+
+    def sample(self, batch: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        successor = rng.permuted(np.tile(np.arange(self.symbols), (batch, 1)), axis=1)  # (B, symbols)
+        chain = rng.integers(0, self.symbols, size=(batch, self.length + 1))  # noise, until the rule takes its place
+        obeys, rows = rng.random(chain.shape) >= self.noise / 100, np.arange(batch)
+        for t in range(1, self.length + 1):
+            chain[:, t] = np.where(obeys[:, t], successor[rows, chain[:, t - 1]], chain[:, t])
+        return chain[:, :-1].copy(), chain[:, 1:].copy()
 
 
 def _random_places(batch: int, length: int, count: int, rng: np.random.Generator) -> Ints:
