@@ -99,8 +99,11 @@ SMALL = "--model.d_model 8 --model.n_layers 2".split()
 def test_every_other_model_goes_the_whole_way(name, capsys):
     """Train on text, cut and resumed; write; be evaluated; and a task."""
     size = SMALL[:2] if name == "recurrent-depth" else SMALL  # it has three kinds of layers
+    if name.startswith("ttt"):
+        size = [*size, "--model.n_heads", "2", "--backbone", "transformer"]  # heads at least 4 wide
     status, out, err = tinyrec(capsys, "train", name, "--data", "text", "--run", "run", *size, *QUICK)
     assert (status, err) == (0, "") and f"{name}, " in out and len(metrics()) == 6
+    assert (" inspect run" in out) == name.startswith(("ttt", "recurrent-depth"))
     status, _, err = tinyrec(capsys, "train", "--resume", "--run", "run", "--steps", "8")
     assert (status, err) == (0, "") and len(metrics()) == 8
     status, out, err = tinyrec(capsys, "generate", "run", "--prompt", "99 gr", "--tokens", "20")
@@ -291,6 +294,9 @@ MISTAKES = {
     "train hawk --model.d_modle 8": "'d_modle'.*did you mean 'd_model'?",
     "train hawk --model.d_model": "--model.d_model needs a value",
     "train hawk --model.d_model x": "--model.d_model takes a value of type int, got 'x'",
+    "train hawk --backbone mamba": "unknown option of hawk 'backbone'; known: vocab_size, d_model",
+    "train ttt-mlp --backbone": "--backbone needs a value",
+    "train ttt-mlp --backbone lstm": "backbone must be 'transformer' or 'mamba', got 'lstm'",
     "train hawk --model.vocab_size 9": "vocab_size is not chosen",
     "train hawk --data shakespear": "did you mean 'shakespeare'?",
     "train hawk --data empty": "the file 'empty' is empty",

@@ -1,4 +1,4 @@
-"""`tinyrec inspect`, and what the other commands show of a model of recurrent depth."""
+"""`tinyrec inspect`, of recurrent depth and of TTT, and what the other commands show of a model of recurrent depth."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ import numpy as np
 import pytest
 
 from tinyrec import cli
+from tinyrec.checkpoint import load_run, restore
 from tinyrec.cli.console import Table, bits_by_iterations
-from tinyrec.cli.inspect import by_restlessness, doubling, in_context, ranges
+from tinyrec.cli.inspect_parts import by_restlessness, doubling, in_context, ranges
 from tinyrec.cli.memory import megabytes, step_memory
+from tinyrec.data import Batches, encode, load_text, split_text
+from tinyrec.inspect import inner_losses
 from tinyrec.inspect.recurrent_depth import Habits
 from tinyrec.models import build, make_config
 from tinyrec.nn import parameters
+from tinyrec.options import streams
 
 TEXT = b"".join(b"%d green bottles hanging on the wall, and %d more.\n" % (i, i * i) for i in range(300))
 SIZE = "--model.d_model 8 --model.n_heads 2 --model.d_mlp 12 --model.mean_steps 3 --model.grad_steps 2".split()
 QUICK = "--context 16 --batch 4 --steps 6 --warmup 2 --threads 1".split()
 QUICK += "--valid-every 3 --valid-bytes 200 --log-every 2".split()
 HAWK = "--model.d_model 8 --model.d_rnn 8 --model.n_layers 1 --model.n_heads 2".split()
+TTT = "--model.d_model 8 --model.n_heads 2 --model.n_layers 2 --model.mini_batch 4".split()
 LOOK = "--recurrence 6 --windows 3".split()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a text, and on it the runs `text`, `parity` (recurrent depth) and `hawk`; what training printed."""
+    """A folder with a text, and the runs `text`, `parity` (recurrent depth), `hawk`, `ttt`; what training printed."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "words").write_bytes(TEXT)
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +43,8 @@ def trained(tmp_path_factory):
         on_parity = ["recurrent-depth", "--task", "prefix-parity", "--run", "parity", *SIZE]
         hawk = ["hawk", "--data", "words", "--run", "hawk", "--model.d_model", "8", "--model.n_heads", "2"]
         printed = {}
-        for line in (on_text, on_parity, hawk):
+        ttt = ["ttt-linear", "--data", "words", "--run", "ttt", *TTT]
+        for line in (on_text, on_parity, hawk, ttt):
             patch.setattr(sys, "stdout", out := Lines())
             assert cli.main(["train", *line, *QUICK]) == 0
             printed[line[4]] = "".join(out)
@@ -98,6 +104,35 @@ def test_inspect_prints_its_tables_in_order_and_draws(run, unit, here, capsys):
     assert figures(run) == EVERY
 
 
+def test_inspect_of_a_ttt_prints_the_three_losses_and_draws(here, capsys):
+    pytest.importorskip("matplotlib")
+    status, out, err = tinyrec(capsys, "inspect", "ttt", "--layer", "1", "--context", "27", "--windows", "3")
+    assert (status, err) == (0, "") and max(map(len, out.splitlines())) <= 100
+    number = r" +\d+\.\d{3}"
+    table = (
+        r"ttt-linear, .* step 6, layer 1 of 0 to 1\non the test piece of words: 3 windows of 27, mini-batches of 4\n"
+        r"\ninner loss: .*\nmini-batch +1 +2 +4 +6\n"
+        rf"at W_0(?P<first>{number}){number * 3}\nbefore its step(?P<before>{number}){number * 3}\n"
+        rf"after its step{number * 4}\n\|W - W_0\|, 3 windows{number * 4}\n\ninspect_inner.png in ttt\n$"
+    )
+    found = re.match(table, out)
+    assert found and found["first"].split() == found["before"].split()
+    assert figures("ttt") == {"inspect_inner"}
+    assert tinyrec(capsys, "inspect", "ttt", "inner", "--context", "4", "--windows", "1")[0] == 0
+
+
+def test_the_table_of_a_ttt_has_the_means_of_its_losses(here, capsys):
+    out = tinyrec(capsys, "inspect", "ttt", "--windows", "2", "--seed", "3")[1]
+    run = load_run("ttt/checkpoint.safetensors")
+    model = build(run.name, make_config(run.name, **run.config), np.random.default_rng(0))
+    restore(model, run.parameters)
+    batches = Batches(encode(split_text(load_text("words")).test), 16)
+    losses = inner_losses(model, batches.sample(2, streams(3).sampling)[0])
+    for name, of_tokens in zip(("at W_0", "before its step", "after its step"), losses, strict=True):
+        row = re.search(rf"\n{name} +(.*)\n", out)[1].split()
+        assert row == [f"{of_tokens[:, :, n].mean():.3f}" for n in (0, 1, 3)]
+
+
 def test_one_part_alone_and_the_same_again_but_for_the_seed(here, capsys):
     status, out, err = tinyrec(capsys, "inspect", "text/checkpoint.safetensors", "exits", *LOOK)
     assert (status, err) == (0, "") and "exits:" in out and "paths" not in out
@@ -132,6 +167,13 @@ MISTAKES = {
     "inspect": "the following arguments are required: RUN",
     "inspect nowhere": "nowhere holds no run",
     "inspect hawk": "hawk holds a hawk, .*recurrent depth; `tinyrec info hawk` and `tinyrec eval hawk` tell about any",
+    "inspect text inner": "text holds a recurrent-depth, which has no inner to inspect, only iterations, paths, exits",
+    "inspect text --layer 0": "--layer is for TTT, this is a recurrent-depth",
+    "inspect ttt paths": "ttt holds a ttt-linear, which has no paths to inspect, only inner",
+    "inspect ttt --recurrence 64": "--recurrence is for models of recurrent depth, this is a ttt-linear",
+    "inspect ttt --layer 2": "--layer takes 0 to 1, got 2",
+    "inspect ttt --layer -1": "--layer takes 0 or more, got -1",
+    "inspect ttt --context 3": "--context takes at least a mini-batch, 4, got 3",
     "inspect text exit": "invalid choice: 'exit'",
     "inspect text --recurrence 0": "--recurrence takes 1 or more, got 0",
     "inspect text --windows -1": "--windows takes 1 or more, got -1",

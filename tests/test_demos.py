@@ -14,9 +14,10 @@ pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMOS = sorted((ROOT / "demos").glob("plot_*.py"))
-TRAINING = {  # for one to two minutes on an idle core
+TRAINING = {  # for one to five minutes on an idle core
     "plot_rwkv_small_init", "plot_recurrent_depth_adaptive_exit", "plot_recurrent_depth_bad_runs",
-    "plot_recurrent_depth_path_independence", "plot_recurrent_depth_test_time_compute",
+    "plot_recurrent_depth_path_independence", "plot_recurrent_depth_test_time_compute", "plot_ttt_linear_markov",
+    "plot_ttt_mlp_two_backbones",
 }  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def test_a_demo_runs_and_draws(demo, tmp_path, helpers):
     copy = shutil.copy(demo, tmp_path)
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(copy)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(helpers)])}
-    limit = 600 if demo.stem in TRAINING else 120
+    limit = 900 if demo.stem in TRAINING else 120
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=limit)
     assert done.returncode == 0, done.stderr
     (figure,) = (tmp_path / "out").glob("*.png")

@@ -121,7 +121,8 @@ def train(state: State, source: Source, options: Options) -> Iterator[dict[str, 
             began = perf_counter()
             drawn = (source.sample(options.batch, state.data_rng) for _ in range(options.accumulate))
             batches = [placed(batch, options.device) for batch in drawn]
-            inputs = drawn_inputs(state.model, batches, step_rng(options.seed, state.step))
+            rng = step_rng(options.seed, state.step)
+            inputs = drawn_inputs(state.model, batches, rng, state.step, options.warmup)
             try:
                 loss = gradients(state.model, batches, inputs, run)
             except WorkerError as error:
@@ -154,9 +155,15 @@ def train(state: State, source: Source, options: Options) -> Iterator[dict[str, 
             yield record
 
 
-def drawn_inputs(model: Any, batches: list[Batch], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """What the model's call takes besides tokens, for each batch; nothing for most models."""
-    return [model.draw(rng, *tokens.shape) if hasattr(model, "draw") else {} for tokens, _ in batches]
+def drawn_inputs(
+    model: Any, batches: list[Batch], rng: np.random.Generator, step: int, warmup: int
+) -> list[dict[str, Any]]:
+    """What the model's call takes besides tokens, for each batch; nothing for most models.
+
+    It is drawn, or it follows from how far training is: neither is anything that a checkpoint must hold.
+    """
+    given = model.warm_up(step, warmup) if hasattr(model, "warm_up") else {}
+    return [given | (model.draw(rng, *tokens.shape) if hasattr(model, "draw") else {}) for tokens, _ in batches]
 
 
 def gradients(model: Any, batches: list[Batch], inputs: list[dict[str, Any]], run: Callable[..., float]) -> float:

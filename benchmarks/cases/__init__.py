@@ -11,7 +11,7 @@ from importlib import import_module
 Build = Callable[[], Callable[[], object]]
 
 RECURRENCES = ("scan", "rglru", "wkv", "selective_scan", "qrnn", "lstm", "aft")
-MODULES = ("op_overhead", *RECURRENCES, "train_step", "decode", "rwkv", "mamba", "recurrent_depth")
+MODULES = ("op_overhead", *RECURRENCES, "train_step", "decode", "rwkv", "mamba", "ttt", "recurrent_depth")
 
 
 @dataclass(frozen=True)

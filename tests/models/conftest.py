@@ -17,6 +17,7 @@ TINY: dict[str, dict] = {
     "huginn": dict(d_model=8, n_heads=2, d_mlp=7, n_core=2, mean_steps=3, grad_steps=2),
     "rwkv4": dict(d_model=6, n_layers=3, ffn_expansion=2),
     "mamba": dict(d_model=6, n_layers=2, d_state=3, dt_rank=2),
+    "ttt": dict(d_model=12, n_layers=2, n_heads=2, mini_batch=3, d_mlp=5, conv_width=3),
     "baseline": dict(d_model=6, n_layers=2, mlp_expansion=2, window=3, max_length=40, rank=4),
 }
 AS_THEY_ARE = {"lam", "a_log", "time_decay"}  # spread over decades: a little noise would change nothing of it

@@ -27,6 +27,7 @@ OPTIONS = {
     "huginn": dict(n_heads=2, d_mlp=40, n_core=2, mean_steps=3),
     "rwkv4": dict(n_layers=3),
     "mamba": dict(n_layers=3, d_state=4),
+    "ttt": dict(d_model=32, n_layers=2, n_heads=2, mini_batch=8),  # all matrices start small: a narrow one learns late
     "baseline": dict(n_layers=3, window=5, max_length=20, rank=4),
 }
 
@@ -34,7 +35,7 @@ OPTIONS = {
 def run(name: str) -> dict[str, list[float]]:
     """Losses and gradient norms of ten steps on one random batch, B = 3, T = 20."""
     rng = np.random.default_rng(2024)
-    model = build(name, make_config(name, **SIZES, **OPTIONS[MODELS[name].family]), rng, "float64")
+    model = build(name, make_config(name, **{**SIZES, **OPTIONS[MODELS[name].family]}), rng, "float64")
     tokens = rng.integers(0, 13, (3, 21))
     optimizer = optimizer_for(model, lr=3e-3, weight_decay=0.1)
     losses, norms = [], []

@@ -13,6 +13,7 @@ from tinyrec.inspect.cases import call_of
 
 FORMULAS = {}
 # One NumPy call under another name: comparing it with itself would say nothing.
+BY_DIFFERENCES = {"inner_gradient": 1e-8, "ttt_linear": 1e-8, "ttt_mlp": 1e-8}  # formulas with an error of their own
 TAUTOLOGIES = set("add sub mul neg exp log tanh sum broadcast_to reshape l2wrap".split())
 
 
@@ -298,6 +299,69 @@ def aft_local(k, v, w, p, q, o, recent_k, recent_v):
     return np.stack(out, axis=1), a, b, np.zeros_like(a)
 
 
+def inner_model_step(loss, weights, size=1e-6):
+    """dloss/dweights, one number after the other, by central differences of four points."""
+    gradients = [np.empty_like(w) for w in weights]
+    for w, g in zip(weights, gradients, strict=True):
+        for i in np.ndindex(w.shape):
+            old, total = w[i], 0.0
+            for by, factor in ((1, 8 / 12), (-1, -8 / 12), (2, -1 / 12), (-2, 1 / 12)):
+                w[i] = old + by * size
+                total += factor * loss(weights)
+            w[i], g[i] = old, total / size
+    return gradients
+
+
+def ttt(model, q, k, v, lam, tau, gain, bias, *state, at):
+    """Each inner step by differences of the loss as it is written, one token, sequence and head after the other."""
+    z, after = np.empty_like(q), [x.copy() for x in state]
+    for n, h in np.ndindex(len(q), q.shape[2]):
+        arrays, place = [x[n, h].copy() for x in state], at
+        weights, sums = arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
+
+        def f(x, weights, h=h):
+            out = model(x, *weights)
+            return x + gain[h] * (out - out.mean()) / np.sqrt(out.var() + 1e-6) + bias[h]
+
+        for t in range(q.shape[1]):
+
+            def loss(weights, x=k[n, t, h], y=v[n, t, h], f=f):
+                return 0.5 * ((f(x, weights) - y) ** 2).sum()
+
+            sums = [s + lam[n, t, h] * g for s, g in zip(sums, inner_model_step(loss, weights, 1e-3), strict=True)]
+            moved = [w - tau[place] * s for w, s in zip(weights, sums, strict=True)]
+            z[n, t, h] = f(q[n, t, h], moved)
+            place = (place + 1) % len(tau)
+            if place == 0:
+                weights, sums = moved, [0.0 * s for s in sums]
+        for full, x in zip(after, (*weights, *sums), strict=True):
+            full[n, h] = x
+    return z, *after
+
+
+@formula
+def ttt_linear(*args, at):
+    return ttt(lambda x, w, b: x @ w + b, *args, at=at)
+
+
+@formula
+def ttt_mlp(*args, at):
+    return ttt(lambda x, w1, b1, w2, b2: FORMULAS["gelu"](x @ w1 + b1) @ w2 + b2, *args, at=at)
+
+
+@formula
+def inner_norm(z, gain, bias):
+    return gain[:, None] * (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-6) + bias[:, None]
+
+
+@formula
+def inner_gradient(z, target, gain, bias):
+    def loss(weights):
+        return 0.5 * ((inner_norm(weights[0], gain, bias) - target) ** 2).sum()
+
+    return inner_model_step(loss, [z.copy()], 1e-3)[0]
+
+
 @formula
 def recompute(x, w, call, weights):
     return np.tanh(x @ w)
@@ -317,4 +381,4 @@ def test_forward_equals_its_formula(case):
     assert isinstance(out, tuple) == isinstance(expected, tuple)
     pairs = zip(out, expected, strict=True) if isinstance(out, tuple) else [(out, expected)]
     for a, b in pairs:
-        assert_close(a, b, 1e-10, case.op.__name__)
+        assert_close(a, b, BY_DIFFERENCES.get(case.op.__name__, 1e-10), case.op.__name__)

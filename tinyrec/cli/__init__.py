@@ -18,7 +18,7 @@ COMMANDS = {
     "train": "train a model on text or on a synthetic task",
     "generate": "let a trained model go on writing",
     "eval": "bits per byte of held-out text, by window length and position",
-    "inspect": "watch a model of recurrent depth think: iterations, paths, exits, trajectories",
+    "inspect": "watch a model of recurrent depth think, or a TTT learn what it reads",
     "plot": "draw the loss of a run",
     "info": "what there is: models, presets, data, this machine; or one model or run",
     "check": "compare every hand-written gradient with finite differences",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..inspect.recurrent_depth import Exits, Paths, Trajectories
+from ..inspect.ttt import InnerLosses, WeightPath
 
 
 def has_matplotlib() -> bool:
@@ -93,6 +94,40 @@ def draw_trajectories(found: Trajectories, chosen: Sequence[tuple[int, int]], na
     ticks = [1 << n for n in range(len(found.states).bit_length()) if 1 << n < len(found.states)]
     bar.set_ticks([i + 1 for i in (0, *ticks)], labels=[f"{i}" for i in (0, *ticks)])
     bar.minorticks_off()
+    return figure
+
+
+def draw_inner(losses: InnerLosses, path: WeightPath, rates: np.ndarray, layer: int) -> Any:
+    """The three losses over the mini-batches; of head 0 the ways of the weights, and the rates of one mini-batch."""
+    figure = new_figure(13, 3.8)
+    course, plane, heat = figure.subplots(1, 3)
+    names = {"at $W_0$": "tab:gray", "before its step": "tab:blue", "after its step": "tab:orange"}
+    for (name, color), found in zip(names.items(), losses, strict=True):
+        y = found.mean((0, 1, 3))
+        course.plot(range(1, len(y) + 1), y, "o-", color=color, markersize=3, label=name)
+    course.set(xlabel="mini-batch", ylabel="inner loss", title=f"layer {layer}, mean over heads")
+    course.set_xscale("log", base=2)
+    ticks = [1 << n for n in range(len(y).bit_length())]
+    course.set_xticks(ticks, labels=[f"{n}" for n in ticks])
+    course.minorticks_off()
+    course.set_ylim(bottom=0)
+    course.grid(alpha=0.3)
+    course.legend(frameon=False, fontsize="small")
+    for b, way in enumerate(path.coordinates[:, 0]):
+        plane.plot(*way.T, ".-", linewidth=0.8, markersize=4, label=f"window {b + 1}")
+    plane.plot(0, 0, "+", color="black", markersize=14, label="$W_0$")
+    plane.legend(frameon=False, fontsize="small")
+    first, second = path.explained[0]
+    plane.set(xlabel=f"direction 1 ({first:.0%} of the variance)", ylabel=f"direction 2 ({second:.0%})")
+    plane.set_title("head 0: weights after each mini-batch")
+    plane.set_aspect("equal", "datalim")
+    plane.grid(alpha=0.3)
+    eta = rates[0, 0, 0]
+    image = heat.imshow(np.ma.array(eta, mask=np.triu(np.ones_like(eta), 1)), cmap="viridis", vmin=0.0)
+    figure.colorbar(image, ax=heat)
+    heat.set(xlabel="$j$, the gradient of", ylabel="$i$, read at", title=r"head 0, mini-batch 1: $\eta_{ij}$")
+    for axis in (heat.xaxis, heat.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     return figure
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from ..suggest import did_you_mean
 
 PRESETS = Path(__file__).parents[1] / "presets"
+SHORT = {"--backbone": "--model.backbone"}  # TTT has two, and its papers always name one of them
 
 
 class Mistake(Exception):
@@ -79,14 +80,15 @@ def _take_model_options(args: list[str]) -> tuple[list[str], dict[str, Any]]:
     found: dict[str, Any] = {}
     rest = iter(args)
     for arg in rest:
-        if not arg.startswith("--model."):
+        name, equals, value = arg.partition("=")
+        name = SHORT.get(name, name)
+        if not name.startswith("--model."):
             plain.append(arg)
             continue
-        name, equals, value = arg.removeprefix("--model.").partition("=")
         given = value if equals else next(rest, None)
         if given is None:
             raise Mistake(f"{arg} needs a value")
-        found[name] = toml_value(given)
+        found[name.removeprefix("--model.")] = toml_value(given)
     return plain, found
 
 

@@ -3,6 +3,7 @@
   tinyrec train hawk                                    on the standard library's documentation
   tinyrec train griffin --data notes.txt --steps 500
   tinyrec train hawk --task induction:vocab=16 --context 64 --model.d_model 64
+  tinyrec train ttt-linear --backbone transformer       short for --model.backbone
   tinyrec train --resume --run runs/hawk-pydoc          go on where it stopped, bit for bit
 
 Ctrl-C finishes the step, saves, says how to go on, and exits with status 130; a second Ctrl-C stops at once.
@@ -28,6 +29,7 @@ from ..models import MODELS
 from ..nn import count
 from ..train import Options, Source, State, TaskSource, TrainingError, open_source, start, train
 from .console import Table, screen, thousands
+from .inspect_parts import KINDS
 from .memory import megabytes, step_memory
 from .models import check_length, check_model, load_state, model_config
 from .parser import Mistake, Parser, add_options, as_mistake, given_options, load_preset, program
@@ -162,15 +164,15 @@ def _loop(folder: RunFolder, state: State, options: Options, source: Source, anc
     if state.step < options.steps:
         print(f"stopped after step {state.step} of {options.steps}, all is saved; to go on:\n  {again(folder)}")
         return 130
-    _conclude(folder, record, anchors, source.unit)
+    _conclude(folder, record, anchors, source.unit, state.model.name)
     return 0
 
 
-def _conclude(folder: RunFolder, record: dict[str, float], anchors: dict[str, float], unit: str) -> None:
+def _conclude(folder: RunFolder, record: dict[str, float], anchors: dict[str, float], unit: str, name: str) -> None:
     beside = ", ".join(f"{name} {bits:.3f}" for name, bits in anchors.items())
     right = record["valid_accuracy"]
     print(f"\nheld out: {record['valid_bits']:.3f} bits per {unit}, beside {beside}; {right:.1%} right")
-    commands = ["generate"] * (unit == "byte") + ["eval"] + ["inspect"] * ("iterations" in record) + ["plot"]
+    commands = ["generate"] * (unit == "byte") + ["eval"] + ["inspect"] * (name in KINDS) + ["plot"]
     for command in commands:
         print(f"  {program()} {command} {shlex.quote(str(folder.path))}")
 

@@ -16,6 +16,7 @@ import numpy as np
 from .. import ops
 from ..ops.block_linear import block_outer
 from ..ops.embedding import add_rows
+from ..ops.inner_norm import inner_gradient, inner_norm
 from ..ops.norm import inner
 from ..ops.rope import rope_tables
 from ..ops.softmax import softmax_error
@@ -175,6 +176,9 @@ def _layers(case: Callable, draw: Draw) -> None:
     case(ops.rmsnorm, normal(5, 2, 7), None, eps=0.1)
     case(ops.layernorm, normal(2, 7, 5), normal(5), normal(5))
     case(ops.layernorm, normal(5, 2, 7), normal(7), normal(7), eps=0.1)
+    for rows, gain in (((2, 3, 7, 5), (3, 5)), ((5, 2, 3), (5, 3))):
+        case(inner_norm, normal(*rows), normal(*gain), normal(*gain))
+        case(inner_gradient, normal(*rows), normal(*rows), normal(*gain), normal(*gain))
     for gate in (ops.gelu_gate, ops.silu_gate, ops.sigmoid_gate):
         case(gate, normal(2, 7, 5), normal(2, 7, 5))
         case(gate, normal(3, 7000), normal(3, 7000))  # more than one tile

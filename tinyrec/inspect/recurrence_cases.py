@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from ..ops.shape import concat, reshape
 from ..recurrences.aft import aft_full, aft_local
 from ..recurrences.lstm import lstm
 from ..recurrences.qrnn import qrnn
 from ..recurrences.rglru import rglru
 from ..recurrences.scan import adjoint_scan, scan, times_previous
 from ..recurrences.selective_scan import selective_scan
+from ..recurrences.ttt_linear import ttt_linear
+from ..recurrences.ttt_mlp import ttt_mlp
 from ..recurrences.wkv import wkv
 from ..tape import array_of
 from .draw import Draw
@@ -47,11 +50,30 @@ def recurrences(case: Callable, draw: Draw) -> None:
         recent, sums = (k[:, :before], v[:, :before]), _first_sums(draw, batch, width)
         w = normal(time, 4)
         case(aft_local, k[:, before:], v[:, before:], w, *sums, *recent, constants=(5,), reads=_without_gauge)
+    for batch, time, heads, width, size, at in ((2, 3, 1, 4, 2, 1), (1, 2, 3, 4, 1, 0), (3, 1, 2, 4, 5, 4)):
+        views, sizes = _ttt_views(draw, batch, time, heads, width, size), (batch, heads)
+        for op, layers in ((ttt_linear, ((width, width),)), (ttt_mlp, ((width, 5), (5, width)))):
+            weights = [normal(*sizes, *shape) for n, m in layers for shape in ((n, m), (m,))]
+            running = [0.3 * normal(*w.shape) for w in weights]
+            case(op, *views, *weights, *running, reads=_output_and_state, at=at)
+
+
+def _ttt_views(draw: Draw, batch: int, time: int, heads: int, width: int, size: int) -> tuple:
+    """q, k, v, lam, tau, gain and bias for mini-batches of `size`."""
+    tokens, uniform = (batch, time, heads), draw.rng.uniform
+    lam, tau = uniform(0.1, 0.5, tokens), uniform(0.2, 1.0, size)
+    norm = draw.positive(heads, width), draw.normal(heads, width)
+    return *(draw.normal(*tokens, width) for _ in range(3)), lam, tau, *norm
 
 
 def _first_sums(draw: Draw, batch: int, width: int) -> tuple:
     """A state p, q, o (B, C) of WKV and AFT: of a past that has been, so that q is positive."""
     return draw.normal(batch, width), draw.positive(batch, width), draw.normal(batch, width)
+
+
+def _output_and_state(z: Any, *state: Any) -> tuple:
+    """The state of up to eight arrays as one: each output is checked by itself too, and these checks are slow."""
+    return z, concat(*(reshape(x, shape=(x.size,)) for x in state))
 
 
 def _without_gauge(y: Any, p: Any, q: Any, o: Any) -> tuple:

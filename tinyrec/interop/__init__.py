@@ -16,12 +16,14 @@ from .mamba import MAMBA, MAMBA_HF
 from .recurrent_depth import HUGINN
 from .rules import Family
 from .rwkv import RWKV4, RWKV4_HF
+from .ttt import TTT
 
 FAMILIES: dict[str, Family] = {
     "griffin": GRIFFIN, "recurrentgemma-hf": RECURRENTGEMMA_HF,
     "rwkv4": RWKV4, "rwkv4-hf": RWKV4_HF,
     "mamba": MAMBA, "mamba-hf": MAMBA_HF,
     "huginn": HUGINN,
+    "ttt": TTT,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..nn import without_tape
 from ..suggest import check_known
-from . import baselines_config, griffin_config, mamba_config, recurrent_depth_config, rwkv_config
+from . import baselines_config, griffin_config, mamba_config, recurrent_depth_config, rwkv_config, ttt_config
 from .baselines import Baseline
 from .baselines_config import BaselineConfig
 from .griffin import Griffin
@@ -22,6 +22,9 @@ from .recurrent_depth_plain import PlainRecurrentDepth
 from .rwkv import RWKV
 from .rwkv_config import RWKVConfig
 from .rwkv_decode import Decoder as RWKVDecoder
+from .ttt import TTT
+from .ttt_config import TTTConfig
+from .ttt_decode import Decoder as TTTDecoder
 
 
 class Entry(NamedTuple):
@@ -43,6 +46,10 @@ MODELS: dict[str, Entry] = {
     "rwkv": Entry("rwkv4", RWKV, RWKVConfig, rwkv_config.PRESETS, {}),
     "mamba": Entry("mamba", Mamba, MambaConfig, mamba_config.PRESETS, {}),
     **{
+        f"ttt-{inner}": Entry("ttt", TTT, TTTConfig, ttt_config.PRESETS, {"inner": inner})
+        for inner in ("linear", "mlp")
+    },
+    **{
         name: Entry("baseline", Baseline, BaselineConfig, baselines_config.PRESETS, {"mixer": name})
         for name in ("lstm", "qrnn", "aft")
     },
@@ -50,6 +57,7 @@ MODELS: dict[str, Entry] = {
 
 DECODERS: dict[type, type] = {
     Griffin: GriffinDecoder, Mamba: MambaDecoder, RecurrentDepth: PlainRecurrentDepth, RWKV: RWKVDecoder,
+    TTT: TTTDecoder,
 }  # fmt: skip
 
 

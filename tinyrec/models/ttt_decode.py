@@ -1,0 +1,237 @@
+"""TTT for one token, in plain array code: the model seen as an RNN, and the fast way to generate.
+
+The formulas of ttt.py and ttt_layer.py with T = 1 and no time axis: each array is (B, ...), one row per sequence.
+Nothing is recorded, and what depends on the weights alone is worked out once. It is a second text of the same model for
+a measured reason: at batch 1 a token costs calls, not arithmetic, and this makes fewer (benchmarks/cases/ttt.py).
+tests/models/test_every_model.py holds it to TTT.step. What a block saves:
+
+    all products of u are one     and so are gate and up of the SwiGLU, and the two convolutions of q and k; the gain of
+                                  the norm before them is in the matrix
+    k and q are two rows          of one array (B, H, 2, d): they turn together and meet the weights in one product
+    q w - tau q gw                where w - tau gw would be an array as large as the state
+    a mean                        is a product with a column of 1/d
+
+Equation numbers are those of docs/recurrences/ttt_linear.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..backend import errstate, get_xp
+from ..nn import without_tape
+from ..ops import rope_tables
+from ..ops.activation import GELU_CUBIC, GELU_SLOPE
+from ..ops.inner_norm import EPS
+from ..recurrences import ttt_mlp
+from .ttt import TTT, Block, TTTState
+from .ttt_layer import BlockState, Mixer
+
+
+class Decoder:
+    """`step` of a TTT, faster. What is precomputed from the parameters is of the moment."""
+
+    def __init__(self, model: TTT):
+        plain, self.config = without_tape(model), model.config
+        xp, self.embedding = get_xp(plain.embedding), plain.embedding
+        self.head = _gain(plain.final_norm)[:, None] * self.embedding.T  # (C, V)
+        dtype = self.embedding.dtype
+        places = xp.arange(self.config.mini_batch)
+        cos, sin = rope_tables(places, self.config.head_width, self.config.rope_base, dtype)  # (K, d / 2)
+        self.turn = (cos + 1j * sin).astype(f"complex{16 * dtype.itemsize}")  # adjacent pairs are complex numbers
+        self.layers = [_Layer(xp, block) for block in plain.blocks]
+
+    def step(self, tokens: Any, state: TTTState) -> tuple[Any, TTTState]:
+        """Read one token (B,) for each sequence: logits (B, V) for the next, and the new state; the old stays valid."""
+        xp, at, layers = get_xp(tokens), state.at, []
+        x, turn = self.embedding[tokens], self.turn[at]  # (B, C), (d / 2,)
+        with errstate(over="ignore"):  # e^-x far below zero; 1 / (1 + inf) = 0 is right
+            for layer, old in zip(self.layers, state.layers, strict=True):
+                x, new = layer.step(xp, x, old, at, turn)
+                layers.append(new)
+        logits = _rmsnorm(xp, x, self.config.norm_eps) @ self.head
+        return logits, TTTState((at + 1) % self.config.mini_batch, tuple(layers))
+
+
+class _Layer:
+    """A Block for one token."""
+
+    def __init__(self, xp: Any, block: Block):
+        self.block, self.mixer = block, _Mixer(xp, block.mixer, _gain(block.mixer_norm))
+        self.gate_up = xp.concatenate([block.mlp.gate.w, block.mlp.up.w], axis=1)  # (C, 2 F)
+        self.gate_up *= _gain(block.mlp_norm)[:, None]
+        self.conv_gain: Any = block.conv_norm and _gain(block.conv_norm)
+        self.eps, self.f = block.mlp_norm.eps, len(block.mlp.down.w)
+
+    def step(self, xp: Any, x: Any, state: BlockState, at: int, turn: Any) -> tuple[Any, BlockState]:
+        """x (B, C) -> x (B, C) and the new state."""
+        block: Any = self.block
+        before = None
+        if block.conv is not None:
+            window = _window(xp, state.before, _rmsnorm(xp, x, self.eps) * self.conv_gain)
+            before = window[:, 1:]
+            x = x + (window * block.conv.w).sum(axis=1)
+            x += block.conv.bias
+        y, state = self.mixer.step(xp, _rmsnorm(xp, x, self.eps), state, before, at, turn)
+        x = x + y
+        gate_up = _rmsnorm(xp, x, self.eps) @ self.gate_up
+        gate = gate_up[:, : self.f]
+        up = gate_up[:, self.f :] * gate  # (B, F)
+        gate = xp.exp(-gate)
+        gate += 1.0
+        up /= gate
+        return x + up @ block.mlp.down.w, state
+
+
+class _Mixer:
+    """Mixer for one token."""
+
+    def __init__(self, xp: Any, mixer: Mixer, norm_gain: Any):
+        m: Any = mixer
+        self.mixer, self.c = m, len(m.q.w)
+        views = [m.k.w, m.q.w] if m.conv_q is None else [m.q.w]
+        gate = [] if m.gate is None else [m.gate.w]
+        self.products = norm_gain[:, None] * xp.concatenate([*views, m.v.w, *gate, -m.lam.w], axis=1)
+        self.minus_b, self.tau = -m.lam.b, [float(x) for x in m.tau()]
+        self.read = (_Linear if m.inner.kind == "linear" else _MLP)(xp, m.inner)
+        self.mean = xp.full((self.c, 1), 1.0 / self.c, m.q.w.dtype)
+        self.out, self.out_bias = m.norm.gain[:, None] * m.out.w, m.norm.bias @ m.out.w
+        if m.conv_q is not None:
+            self.taps = xp.stack([m.conv_k.w, m.conv_q.w], axis=1)  # (W, 2, C)
+            self.bias = xp.stack([m.conv_k.bias, m.conv_q.bias])  # (2, C)
+
+    def step(self, xp: Any, u: Any, state: BlockState, before: Any, at: int, turn: Any) -> tuple[Any, BlockState]:
+        """u (B, C) -> (B, C) and the new state."""
+        m, c, qk = self.mixer, self.c, None
+        batch, heads = len(u), m.heads
+        p = u @ self.products
+        if m.conv_q is None:
+            kq, at_v = p[:, : 2 * c].reshape(batch, 2, heads, -1), 2 * c
+        else:
+            window, at_v = _window(xp, state.qk, p[:, :c]), c
+            qk, kq = window[:, 1:], (window[:, :, None] * self.taps).sum(axis=1)
+            kq += self.bias
+            kq = kq.reshape(batch, 2, heads, -1)
+        kq = xp.ascontiguousarray(kq).view(turn.dtype) * turn  # RoPE
+        kq = kq.view(u.dtype).swapaxes(1, 2)  # (B, H, 2, d)
+        v = p[:, at_v : at_v + c].reshape(batch, heads, -1)
+        lam = m.max_lam / (xp.exp(p[:, -heads:] + self.minus_b) + 1.0)  # (B, H)
+        z, weights, sums = self.read(xp, kq, v, lam[..., None], self.tau[at], state.weights, state.sums)
+        if at + 1 == len(self.tau):
+            weights = tuple(w - self.tau[at] * g for w, g in zip(weights, sums, strict=True))
+            sums = tuple(xp.zeros_like(g) for g in sums)
+        o, _ = _normalised(xp, z.reshape(batch, c), self.mean, m.norm.eps)
+        if m.gate is None:
+            return o @ self.out + self.out_bias, BlockState(before, qk, weights, sums)
+        o *= m.norm.gain
+        o += m.norm.bias
+        gate = p[:, at_v + c : at_v + 2 * c]
+        o *= gate * _gelu_sigmoid(xp, gate)
+        return o @ m.out.w, BlockState(before, qk, weights, sums)
+
+
+class _Inner:
+    """What the inner models share: their loss's gradient, and the LayerNorm of what they give."""
+
+    def __init__(self, xp: Any, inner: Any):
+        d = inner.gain.shape[1]
+        self.gain, self.bias, self.gain2 = inner.gain, inner.bias, inner.gain * inner.gain
+        self.mean = xp.full((d, 1), 1.0 / d, inner.gain.dtype)
+
+    def gradient(self, xp: Any, z: Any, k: Any, v: Any) -> Any:
+        """(3): z, k, v (B, H, d) -> (B, H, d)."""
+        h, s = _normalised(xp, z, self.mean, EPS)
+        e = k - v
+        e += self.bias
+        e *= self.gain
+        e += self.gain2 * h
+        slope = (e * h) @ self.mean
+        e -= e @ self.mean
+        h *= slope
+        e -= h
+        e /= s
+        return e
+
+    def output(self, xp: Any, q: Any, z: Any) -> Any:
+        """(5): q + LN(z)."""
+        y, _ = _normalised(xp, z, self.mean, EPS)
+        y *= self.gain
+        y += self.bias
+        y += q
+        return y
+
+
+class _Linear(_Inner):
+    """TTT-Linear for one token."""
+
+    def __call__(self, xp: Any, kq: Any, v: Any, lam: Any, tau: float, weights: tuple, sums: tuple) -> tuple:
+        """z (B, H, d), the weights as they were, and the new sums; lam (B, H, 1)."""
+        (w, b), (gw, gb) = weights, sums
+        k, q = kq[:, :, 0], kq[:, :, 1]
+        z = kq @ w
+        z += b[:, :, None]
+        g = self.gradient(xp, z[:, :, 0], k, v)
+        g *= lam
+        gw, gb = gw + k[..., None] * g[:, :, None], gb + g
+        z = z[:, :, 1] - tau * ((kq[:, :, 1:] @ gw)[:, :, 0] + gb)  # q (w - tau gw) + b - tau gb
+        return self.output(xp, q, z), weights, (gw, gb)
+
+
+class _MLP(_Inner):
+    """TTT-MLP for one token."""
+
+    def __call__(self, xp: Any, kq: Any, v: Any, lam: Any, tau: float, weights: tuple, sums: tuple) -> tuple:
+        """z (B, H, d), the weights as they were, and the new sums; lam (B, H, 1)."""
+        (w1, b1, w2, b2), (gw1, gb1, gw2, gb2) = weights, sums
+        k, q = kq[:, :, 0], kq[:, :, 1]
+        z1 = kq @ w1
+        z1 += b1[:, :, None]
+        zk = z1[:, :, :1]
+        s = _gelu_sigmoid(xp, zk)
+        x = zk * s  # (B, H, 1, 4 d)
+        g2 = self.gradient(xp, (x @ w2)[:, :, 0] + b2, k, v)
+        g2 *= lam
+        g1 = (w2 @ g2[..., None])[..., 0] * ttt_mlp.inner_slope(zk, s)[:, :, 0]
+        gw1, gb1 = gw1 + k[..., None] * g1[:, :, None], gb1 + g1
+        gw2, gb2 = gw2 + x.swapaxes(2, 3) * g2[:, :, None], gb2 + g2
+        z1 = z1[:, :, 1:] - tau * (kq[:, :, 1:] @ gw1 + gb1[:, :, None])
+        z1 *= _gelu_sigmoid(xp, z1)
+        z2 = z1 @ w2 - tau * (z1 @ gw2)
+        return self.output(xp, q, z2[:, :, 0] + (b2 - tau * gb2)), weights, (gw1, gb1, gw2, gb2)
+
+
+def _window(xp: Any, last: Any, x: Any) -> Any:
+    """The inputs of a convolution, oldest first: last (B, W - 1, C) and x (B, C) -> (B, W, C)."""
+    return xp.concatenate([last, x[:, None]], axis=1)
+
+
+def _rmsnorm(xp: Any, x: Any, eps: float) -> Any:
+    """Without the gain, and the n in it: x / sqrt(sum x^2 + n eps)."""
+    return x / xp.sqrt(xp.vecdot(x, x) + x.shape[1] * eps)[:, None]
+
+
+def _gain(norm: Any) -> Any:
+    """The gain of an RMSNorm times sqrt(n), which `_rmsnorm` has left out."""
+    return norm.gain * math.sqrt(len(norm.gain))
+
+
+def _normalised(xp: Any, x: Any, mean: Any, eps: float) -> tuple[Any, Any]:
+    """(x - mean) / s and s, the deviation, over the last axis; mean (n, 1) is a column of 1/n."""
+    y = x - x @ mean
+    s = (y * y) @ mean
+    s += eps
+    xp.sqrt(s, out=s)
+    y /= s
+    return y, s
+
+
+def _gelu_sigmoid(xp: Any, x: Any) -> Any:
+    """sigmoid(2u), see ops/activation.py: gelu(x) is x times it."""
+    y = x * x  # becomes 1 + e^-2u
+    y *= -GELU_SLOPE * GELU_CUBIC
+    y -= GELU_SLOPE
+    y *= x
+    xp.exp(y, out=y)
+    y += 1.0
+    return xp.reciprocal(y, out=y)
