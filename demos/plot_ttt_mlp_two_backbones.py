@@ -11,10 +11,10 @@ the Transformer backbone 0.06 more: about as much as the seeds are apart. The si
 little as 0.004 and 0.007. Its steps take about twice as long. In the paper the Mamba backbone helps TTT-Linear more
 than TTT-MLP; here it does not. These are short runs of small models, far from done.
 
-    python demos/plot_ttt_mlp_two_backbones.py     three seeds, trained in four to seven minutes if they are not there
+    python demos/plot_ttt_mlp_two_backbones.py     three seeds, trained in about seven minutes if they are not there
     ... --search                                   how the learning rates were chosen, as long again
 
-Prints three tables, draws demos/out/ttt_mlp_two_backbones.png.
+Prints two tables, draws demos/out/ttt_mlp_two_backbones.png.
 """
 
 import argparse
