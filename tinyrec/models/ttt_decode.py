@@ -121,7 +121,11 @@ class _Mixer:
         if at + 1 == len(self.tau):
             weights = tuple(w - self.tau[at] * g for w, g in zip(weights, sums, strict=True))
             sums = tuple(xp.zeros_like(g) for g in sums)
-        o, _ = _normalised(xp, z.reshape(batch, c), self.mean, m.norm.eps)
+        o = z.reshape(batch, c)
+        o = o - o @ self.mean
+        s = (o * o) @ self.mean
+        s += m.norm.eps
+        o /= xp.sqrt(s)
         if m.gate is None:
             return o @ self.out + self.out_bias, BlockState(before, qk, weights, sums)
         o *= m.norm.gain
@@ -135,31 +139,40 @@ class _Inner:
     """What the inner models share: their loss's gradient, and the LayerNorm of what they give."""
 
     def __init__(self, xp: Any, inner: Any):
-        d = inner.gain.shape[1]
+        (_, d), dtype = inner.gain.shape, inner.gain.dtype
         self.gain, self.bias, self.gain2 = inner.gain, inner.bias, inner.gain * inner.gain
-        self.mean = xp.full((d, 1), 1.0 / d, inner.gain.dtype)
+        self.mean = xp.full((d, 1), 1.0 / d, dtype)
+        self.centred = (xp.eye(d) - 1.0 / d).astype(dtype)  # x @ centred is x less its mean
 
-    def gradient(self, xp: Any, z: Any, k: Any, v: Any) -> Any:
-        """(3): z, k, v (B, H, d) -> (B, H, d)."""
-        h, s = _normalised(xp, z, self.mean, EPS)
+    def gradient(self, xp: Any, z: Any, k: Any, v: Any, lam: Any) -> Any:
+        """lam times (3): z, k, v (B, H, d), lam (B, H, 1) -> (B, H, d)."""
+        h, s = self.normalised(xp, z)
         e = k - v
         e += self.bias
         e *= self.gain
         e += self.gain2 * h
-        slope = (e * h) @ self.mean
-        e -= e @ self.mean
-        h *= slope
+        e = e @ self.centred
+        h *= (e * h) @ self.mean
         e -= h
-        e /= s
+        e *= lam / s
         return e
 
     def output(self, xp: Any, q: Any, z: Any) -> Any:
         """(5): q + LN(z)."""
-        y, _ = _normalised(xp, z, self.mean, EPS)
+        y, _ = self.normalised(xp, z)
         y *= self.gain
         y += self.bias
         y += q
         return y
+
+    def normalised(self, xp: Any, x: Any) -> tuple[Any, Any]:
+        """(x - mean) / s and s, the deviation, over the last axis."""
+        y = x @ self.centred
+        s = (y * y) @ self.mean
+        s += EPS
+        xp.sqrt(s, out=s)
+        y /= s
+        return y, s
 
 
 class _Linear(_Inner):
@@ -171,8 +184,7 @@ class _Linear(_Inner):
         k, q = kq[:, :, 0], kq[:, :, 1]
         z = kq @ w
         z += b[:, :, None]
-        g = self.gradient(xp, z[:, :, 0], k, v)
-        g *= lam
+        g = self.gradient(xp, z[:, :, 0], k, v, lam)
         gw, gb = gw + k[..., None] * g[:, :, None], gb + g
         z = z[:, :, 1] - tau * ((kq[:, :, 1:] @ gw)[:, :, 0] + gb)  # q (w - tau gw) + b - tau gb
         return self.output(xp, q, z), weights, (gw, gb)
@@ -190,8 +202,7 @@ class _MLP(_Inner):
         zk = z1[:, :, :1]
         s = _gelu_sigmoid(xp, zk)
         x = zk * s  # (B, H, 1, 4 d)
-        g2 = self.gradient(xp, (x @ w2)[:, :, 0] + b2, k, v)
-        g2 *= lam
+        g2 = self.gradient(xp, (x @ w2)[:, :, 0] + b2, k, v, lam)
         g1 = (w2 @ g2[..., None])[..., 0] * ttt_mlp.inner_slope(zk, s)[:, :, 0]
         gw1, gb1 = gw1 + k[..., None] * g1[:, :, None], gb1 + g1
         gw2, gb2 = gw2 + x.swapaxes(2, 3) * g2[:, :, None], gb2 + g2
@@ -214,16 +225,6 @@ def _rmsnorm(xp: Any, x: Any, eps: float) -> Any:
 def _gain(norm: Any) -> Any:
     """The gain of an RMSNorm times sqrt(n), which `_rmsnorm` has left out."""
     return norm.gain * math.sqrt(len(norm.gain))
-
-
-def _normalised(xp: Any, x: Any, mean: Any, eps: float) -> tuple[Any, Any]:
-    """(x - mean) / s and s, the deviation, over the last axis; mean (n, 1) is a column of 1/n."""
-    y = x - x @ mean
-    s = (y * y) @ mean
-    s += eps
-    xp.sqrt(s, out=s)
-    y /= s
-    return y, s
 
 
 def _gelu_sigmoid(xp: Any, x: Any) -> Any:
