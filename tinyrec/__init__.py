@@ -9,8 +9,11 @@ docs/reading_order.md is a path through the code.
 
 from . import ops
 from .check import gradcheck
+from .cuda.switch import use_host_kernels
 from .tape import Tensor, fused, nan_check, no_grad, op, surrogate
 from .walk import grad
 
 __version__ = "0.1.0"
-__all__ = ["Tensor", "fused", "grad", "gradcheck", "nan_check", "no_grad", "op", "ops", "surrogate"]
+__all__ = [
+    "Tensor", "fused", "grad", "gradcheck", "nan_check", "no_grad", "op", "ops", "surrogate", "use_host_kernels",
+]  # fmt: skip

@@ -11,7 +11,8 @@ from importlib import import_module
 Build = Callable[[], Callable[[], object]]
 
 RECURRENCES = ("scan", "rglru", "wkv", "selective_scan", "qrnn", "lstm", "aft")
-MODULES = ("op_overhead", *RECURRENCES, "train_step", "decode", "rwkv", "mamba", "ttt", "recurrent_depth")
+MODELS = ("train_step", "decode", "rwkv", "mamba", "ttt", "recurrent_depth")
+MODULES = ("op_overhead", *RECURRENCES, "host_kernels", *MODELS)
 
 
 @dataclass(frozen=True)

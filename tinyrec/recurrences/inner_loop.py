@@ -79,7 +79,7 @@ def read(
     (N, B, H, m, 1), tau (m, 1), norm gain and bias (H, d); step: the last tau, if a mini-batch ends with these m
     tokens, or None; sums: None where they are 0.
     """
-    _check(q, k, v, lam, tau, gain, bias, state, at, checkpoint)
+    check(q, k, v, lam, tau, gain, bias, state, at, checkpoint)
     xp = get_xp(q)
     pairs = [xp.concatenate([w, b[:, :, None]], axis=2) for w, b in zip(state[::2], state[1::2], strict=True)]
     weights, sums = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
@@ -220,7 +220,7 @@ def before_vjp(dout: Any, x: Any, s: Any, tau: Any) -> tuple[Any, Any, Any]:
     return -(moved @ s[:, :, :-1].swapaxes(2, 3)), dtau, -(x.swapaxes(2, 3) @ moved)
 
 
-def _check(
+def check(
     q: Any, k: Any, v: Any, lam: Any, tau: Any, gain: Any, bias: Any, state: tuple, at: int, checkpoint: int
 ) -> None:
     if not (q.ndim == 4 and q.shape == k.shape == v.shape and q.shape[1] > 0):

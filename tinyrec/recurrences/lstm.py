@@ -12,6 +12,8 @@ gates see h_{t-1} through a full matrix: step t cannot begin before step t-1 has
 from __future__ import annotations
 
 from ..backend import get_xp
+from ..cuda.launch import contiguous, launch
+from ..cuda.switch import kernels_wanted
 from ..ops.activation import sigmoid, tanh
 from ..ops.shape import getitem, split, stack
 from ..tape import fused
@@ -46,6 +48,11 @@ def lstm(z, w_h, h_init, c_init):
     if h_init.shape != (batch, width) or c_init.shape != (batch, width):
         raise ValueError(f"expected h_init and c_init ({batch}, {width})")
     xp = get_xp(z)
+    if kernels_wanted(xp, "lstm"):  # gates, c and h have the batch first
+        gates, c, h = (xp.empty((batch, time, n), z.dtype) for n in (4 * width, width, width))
+        inputs, sizes = contiguous(z, w_h, h_init, c_init), (batch, time, width)
+        launch("lstm", "lstm_forward", *inputs, gates, c, h, *sizes, **_blocks(batch, width))
+        return (h, h[:, -1].copy(), c[:, -1].copy()), (gates, c, h, w_h, h_init, c_init)
     gates = xp.empty((time, batch, 4 * width), z.dtype)
     c = xp.empty((time + 1, batch, width), z.dtype)  # c[t] is the cell before step t
     h = xp.empty((batch, time, width), z.dtype)
@@ -98,8 +105,14 @@ def _slopes(gates, c) -> tuple:
 
 
 @lstm.vjp
-def lstm_vjp(gs, gates, c, h, w_h, h_init):
+def lstm_vjp(gs, gates, c, h, w_h, h_init, c_init=None):
     xp = get_xp(gates)
+    if c_init is not None:  # by the kernel
+        gs = (xp.zeros_like(x) if g is None else g for g, x in zip(gs, (h, h_init, h_init), strict=True))
+        dz, dh_init, dc_init = (xp.empty(x.shape, h.dtype) for x in (gates, h_init, h_init))
+        inputs, outs = contiguous(gates, c, c_init, w_h.T, *gs), (dz, dh_init, dc_init)
+        launch("lstm", "lstm_backward", *inputs, *outs, *h.shape, **_blocks(len(h), h.shape[2]))
+        return dz, _dw_h(h, h_init, dz), dh_init, dc_init
     time, batch, _ = gates.shape
     dh_out, dh_last, dc_last = gs
     none = xp.zeros_like(h_init)
@@ -123,6 +136,14 @@ def lstm_vjp(gs, gates, c, h, w_h, h_init):
             dc *= f  # (8)
             xp.matmul(dp_t, w_back, out=dh_next)  # (9)
         dz[:, tile] = dp.swapaxes(0, 1)  # (10)
-    h_before = xp.concatenate([h_init[:, None], h[:, :-1]], axis=1)
-    dw_h = h_before.reshape(-1, len(w_h)).T @ dz.reshape(-1, dz.shape[2])  # (11), all steps at once
-    return dz, dw_h, dh_next, dc
+    return dz, _dw_h(h, h_init, dz), dh_next, dc
+
+
+def _dw_h(h, h_init, dz):
+    h_before = get_xp(h).concatenate([h_init[:, None], h[:, :-1]], axis=1)
+    return h_before.reshape(-1, h.shape[2]).T @ dz.reshape(-1, dz.shape[2])  # (11), all steps at once
+
+
+def _blocks(batch: int, width: int) -> dict:
+    """One block per sequence, a thread per unit, of at most 512."""
+    return {"grid": (batch,), "block": (min(512, -(-width // 32) * 32),)}

@@ -11,6 +11,8 @@ a short convolution of the input, made outside for all t at once, and what is le
 from __future__ import annotations
 
 from ..backend import get_xp
+from ..cuda.launch import contiguous, launch
+from ..cuda.switch import kernels_wanted
 from ..ops.activation import sigmoid, sigmoid_of, tanh
 from ..ops.shape import getitem, stack
 from ..tape import fused
@@ -42,6 +44,10 @@ def qrnn(z, f, i, c_init):
     if c_init.shape != (batch, width):
         raise ValueError(f"expected c_init ({batch}, {width})")
     xp = get_xp(z)
+    if kernels_wanted(xp, "qrnn"):
+        c = xp.empty(z.shape, z.dtype)
+        launch("qrnn", "qrnn_forward", *contiguous(z, f, i, c_init), c, *z.shape, threads=c_init.size)
+        return (c, c[:, -1].copy()), (z, f, i, c, c_init, True)  # the backward makes the gates again
     zs, fs = (xp.empty((time, batch, width), z.dtype) for _ in range(2))  # time first, as the scan reads them
     inputs = None if i is None else xp.empty_like(zs)
     c, state = xp.empty(z.shape, z.dtype), c_init
@@ -63,9 +69,15 @@ def qrnn(z, f, i, c_init):
 
 
 @qrnn.vjp
-def qrnn_vjp(gs, zs, fs, inputs, c, c_init):
+def qrnn_vjp(gs, zs, fs, inputs, c, c_init, by_kernel=False):
     xp = get_xp(c)
     dc, dc_last = gs
+    if by_kernel:  # zs, fs, inputs: z, f and i
+        dc, dc_last = (xp.zeros_like(x) if g is None else g for g, x in zip(gs, (c, c_init), strict=True))
+        dz, df, di, dc_init = (None if x is None else xp.empty(x.shape, c.dtype) for x in (zs, fs, inputs, c_init))
+        given = contiguous(zs, fs, inputs, c, c_init, dc, dc_last)
+        launch("qrnn", "qrnn_backward", *given, dz, df, di, dc_init, *c.shape, threads=c_init.size)
+        return dz, df, di, dc_init
     dz, df = xp.empty_like(c), xp.empty_like(c)
     di = None if inputs is None else xp.empty_like(c)
     carry = xp.zeros_like(c_init) if dc_last is None else dc_last

@@ -11,6 +11,8 @@ r_t and a learned lam, and a gated input whose scale sqrt(1 - a_t^2) keeps the s
 from __future__ import annotations
 
 from ..backend import get_xp
+from ..cuda.launch import contiguous, launch
+from ..cuda.switch import kernels_wanted
 from ..ops.activation import sigmoid, sigmoid_of, softplus
 from ..ops.elementwise import bounded_sqrt, exp, where
 from ..ops.shape import getitem, stack
@@ -70,6 +72,11 @@ def rglru(u, zr, zi, lam, h_init, *, starts=None):
     if time < 1 or (starts is not None and starts.shape != (batch, time)):
         raise ValueError(f"expected T >= 1 and starts ({batch}, {time})")
     xp = get_xp(u)
+    if time > 1 and kernels_wanted(xp, "rglru"):
+        h = xp.empty(u.shape, u.dtype)
+        inputs = contiguous(u, zr, zi, lam, h_init, starts)
+        launch("rglru", "rglru_forward", *inputs, h, *u.shape, threads=h_init.size)
+        return (h, h[:, -1].copy()), (u, zr, zi, lam, h, h_init, starts, True)  # the backward makes the gates again
     r, i = sigmoid_of(zr), sigmoid_of(zi)  # (2)
     slope = softplus(lam) * -C
     if time == 1:  # decoding: one step of (7) needs neither tiles nor a scan
@@ -90,9 +97,15 @@ def rglru(u, zr, zi, lam, h_init, *, starts=None):
 
 
 @rglru.vjp
-def rglru_vjp(gs, u, r, i, lam, h, h_init, starts):
+def rglru_vjp(gs, u, r, i, lam, h, h_init, starts, by_kernel=False):
     xp = get_xp(u)
     dh, dh_last = gs
+    if by_kernel:  # r, i: what goes into the gates
+        dh, dh_last = (xp.zeros_like(x) if g is None else g for g, x in zip(gs, (h, h_init), strict=True))
+        du, dzr, dzi, dlam, dh_init = grads = [xp.empty(x.shape, u.dtype) for x in (u, u, u, h_init, h_init)]
+        inputs = contiguous(u, r, i, lam, h, h_init, starts, dh, dh_last)
+        launch("rglru", "rglru_backward", *inputs, *grads, *u.shape, threads=h_init.size)
+        return du, dzr, dzi, dlam.sum(axis=0), dh_init  # dlam has a row per sequence
     du, dzr, dzi, dlam = xp.empty_like(u), xp.empty_like(u), xp.empty_like(u), xp.zeros_like(lam)
     slope = softplus(lam) * -C
     carry = xp.zeros_like(h_init) if dh_last is None else dh_last

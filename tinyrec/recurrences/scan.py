@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 
 from ..backend import get_xp
+from ..cuda.launch import contiguous, launch
+from ..cuda.switch import kernels_wanted
 from ..ops.shape import concat, getitem, stack
 from ..tape import array_of, op
 
@@ -36,8 +38,13 @@ def scan(a, b, h_init):
     a, b (T, ...), h_init (...) -> h (T, ...), h_last (...) = h_{T-1}.
     """
     _check(a, b, h_init)
-    h = get_xp(a).empty_like(b)
-    scan_into(a, b, h_init, h)
+    xp = get_xp(a)
+    h = xp.empty(b.shape, b.dtype)
+    if kernels_wanted(xp, "scan"):
+        rows = h_init.size
+        launch("scan", "scan_forward", *contiguous(a, b, h_init), h, len(a), rows, threads=rows)
+    else:
+        scan_into(a, b, h_init, h)
     return (h, h[-1].copy()), (a, h, h_init)
 
 
@@ -57,8 +64,14 @@ def adjoint_scan(a, g, g_last):
     (b, h_init), so each of the two is the vjp of the other, to any order.
     """
     _check(a, g, g_last)
-    delta = get_xp(a).empty_like(g)
-    return (delta, adjoint_into(a, g, g_last, delta)), (a, delta)
+    xp = get_xp(a)
+    delta = xp.empty(g.shape, g.dtype)
+    if not kernels_wanted(xp, "scan"):
+        return (delta, adjoint_into(a, g, g_last, delta)), (a, delta)
+    first, rows = xp.empty(g_last.shape, g.dtype), g_last.size
+    inputs = contiguous(a, None, None, g, g_last)
+    launch("scan", "scan_backward", *inputs, None, delta, first, len(a), rows, threads=rows)
+    return (delta, first), (a, delta)
 
 
 @adjoint_scan.vjp

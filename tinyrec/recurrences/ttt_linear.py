@@ -21,12 +21,25 @@ written down. With a last feature 1 in q and k, and b as the last row of w, all 
 from __future__ import annotations
 
 from ..backend import get_xp
+from ..cuda import ttt_linear as kernels
+from ..cuda.switch import kernels_wanted
 from ..ops.inner_norm import inner_gradient, inner_gradient_vjp, inner_norm, inner_norm_vjp, naive_gradient, naive_norm
 from ..ops.matmul import matmul
 from ..ops.reduce import sum
 from ..ops.shape import transpose
 from ..tape import fused
-from .inner_loop import after, after_vjp, before_vjp, by_the_tape, changes, changes_vjp, read, read_vjp, token_by_token
+from .inner_loop import (
+    after,
+    after_vjp,
+    before_vjp,
+    by_the_tape,
+    changes,
+    changes_vjp,
+    check,
+    read,
+    read_vjp,
+    token_by_token,
+)
 
 # --- one token after the other, in ops of the tape --------------------------------------------------------------------
 
@@ -74,11 +87,16 @@ def ttt_linear(q, k, v, lam, tau, gain, bias, w, b, gw, gb, *, at=0, checkpoint=
     Saves all that the backward needs, for K tokens the weights and about ten arrays like q. With checkpoint = n it is
     the weights before every n mini-batches, from which the backward reads them again.
     """
+    if kernels_wanted(get_xp(q), "ttt_linear"):
+        check(q, k, v, lam, tau, gain, bias, (w, b, gw, gb), at, checkpoint)
+        return kernels.forward(q, k, v, lam, tau, gain, bias, w, b, gw, gb, at=at, checkpoint=checkpoint)
     return read(segment, q, k, v, lam, tau, gain, bias, w, b, gw, gb, at=at, checkpoint=checkpoint)
 
 
 @ttt_linear.vjp
 def ttt_linear_vjp(gs, *saved):
+    if isinstance(saved[7], tuple):  # what the kernel kept; a list of segments otherwise
+        return kernels.backward(gs, *saved)
     return read_vjp(segment, segment_vjp, gs, *saved)
 
 

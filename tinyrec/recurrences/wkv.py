@@ -17,6 +17,8 @@ vanish. Once it is fixed, (6) is the scan of scan.py, for p and q at once, and s
 from __future__ import annotations
 
 from ..backend import Array, get_xp
+from ..cuda.launch import contiguous, launch
+from ..cuda.switch import kernels_wanted
 from ..ops.elementwise import exp
 from ..tape import array_of, fused
 from .scan import scan_into, time_major, time_tiles
@@ -126,6 +128,13 @@ def wkv(k, v, time_decay, time_first, p, q, o):
     if time < 1 or any(x.shape != (batch, width) for x in (p, q, o)):
         raise ValueError(f"expected T >= 1 and p, q, o ({batch}, {width})")
     xp = get_xp(k)
+    if time > 1 and kernels_wanted(xp, "wkv"):
+        tiles, inputs = -(-time // (64 // k.itemsize)), contiguous(k, v, time_decay, time_first)  # STEPS of wkv.cu
+        y, *last = outs = [xp.empty(x.shape, k.dtype) for x in (k, p, p, p)]
+        starts = xp.empty((tiles, 3, batch, width), k.dtype)
+        sizes = batch, time, width, tiles
+        launch("wkv", "wkv_forward", *inputs, *contiguous(p, q, o), *outs, starts, *sizes, threads=p.size)
+        return (y, *last), (*inputs, None, starts)
     lam = -xp.exp(time_decay)
     starts = [(p, q, o)]  # the state before each tile
     if time == 1:
@@ -154,6 +163,13 @@ def step(k, v, lam, time_first, ratio, p, q, o) -> tuple:
 def wkv_vjp(gs, k, v, lam, time_first, ratio, starts):
     xp = get_xp(k)
     dy, dp, dq, _ = gs
+    if type(starts) is not list:  # of the kernel, and lam is time_decay
+        state, sizes = starts[0, 0], (*k.shape, len(starts))
+        likes = zip((dy, dp, dq), (k, state, state), strict=True)
+        given = contiguous(*(xp.zeros_like(x) if g is None else g for g, x in likes))
+        dk, dv, ddecay, dfirst, dp, dq = grads = [xp.empty(x.shape, k.dtype) for x in (k, k, *4 * [state])]
+        launch("wkv", "wkv_backward", k, v, lam, time_first, starts, *given, *grads, *sizes, threads=state.size)
+        return dk, dv, ddecay.sum(axis=0), dfirst.sum(axis=0), dp, dq, None  # a row per sequence
     dk, dv, dlam, du = xp.empty_like(k), xp.empty_like(v), xp.zeros_like(lam), xp.zeros_like(lam)
     dstate = xp.stack([xp.zeros_like(k[:, 0]) if dx is None else dx for dx in (dp, dq)])
     for tile, start in reversed(list(zip(time_tiles(k.shape, TILE, LEAST_STEPS), starts, strict=True))):

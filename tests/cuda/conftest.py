@@ -1,0 +1,14 @@
+"""Kernels on the CPU need a C++ compiler: their tests are skipped, with that reason, where there is none."""
+
+import pytest
+
+from tinyrec.cuda.host import CompilerError, compiler
+
+
+@pytest.fixture(scope="session")
+def cpp():
+    """Ask for it in every test that compiles a kernel for the CPU."""
+    try:
+        return compiler()
+    except CompilerError as error:
+        pytest.skip(str(error))
