@@ -103,7 +103,7 @@ def cache_folder() -> Path:
 
 
 def translate(code: str, options: Sequence[str], build: str) -> str:
-    """The C++ text of a build: headers, `#define`s from -D options, the kernels, and one entry point for each."""
+    """The C++ text of a build: headers, a `#define` for each -D option, the kernels, and one entry point for each."""
     entries = "".join(f"\nHOST_ENTRY({name})" for name in parse(code))
     modes = "#define HOST_FIBERS\n" * (build != "loop") + "#define HOST_CHECK\n" * (build == "check")
     headers = _read(HEADERS[build])
