@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tinyrec.cli.console import Table, clock
 from tinyrec.cli.eval import ranges
 from tinyrec.cli.parser import PRESETS, toml_value
 from tinyrec.cli.plot import smoothed
+from tinyrec.cuda.host import CompilerError
 from tinyrec.inspect import check_model
 from tinyrec.models import MODELS
 
@@ -113,6 +115,22 @@ def test_every_other_model_goes_the_whole_way(name, capsys):
     assert tinyrec(capsys, "info", name)[0] == 0
     status, out, err = tinyrec(capsys, "train", name, "--task", "copy", "--run", "copy", *size, *QUICK)
     assert (status, err) == (0, "") and "held out" in out
+
+
+def test_host_kernels_train_the_same_model(capsys, monkeypatch):
+    begin = ["train", "rwkv", "--data", "text", *SMALL, *QUICK]
+    assert tinyrec(capsys, *begin, "--run", "numpy")[0] == 0
+    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        assert tinyrec(capsys, *begin, "--run", "host", "--kernels", "host")[0] == 0
+        numpy, host = ([record["loss"] for record in metrics(run)] for run in ("numpy", "host"))
+        assert host == pytest.approx(numpy, rel=1e-4)
+
+    def missing():
+        raise CompilerError("running CUDA kernels on the CPU needs a C++ compiler")
+
+    monkeypatch.setattr("tinyrec.cli.train.compiler", missing)
+    status, _, err = tinyrec(capsys, *begin, "--run", "none", "--kernels", "host")
+    assert status == 2 and err.count("\n") == 1 and "needs a C++ compiler" in err and not Path("none").exists()
 
 
 def test_a_table_of_places_limits_what_is_asked_for(capsys):

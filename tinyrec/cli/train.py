@@ -24,6 +24,8 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from ..backend import NoGPUError, import_cupy, keep_freed_memory
+from ..cuda.host import CompilerError, compiler
+from ..cuda.switch import use_host_kernels
 from ..data import VOCAB_SIZE
 from ..models import MODELS
 from ..nn import count
@@ -56,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     folder, state, options, source = _resume(arguments) if arguments.resume else _begin(arguments)
     anchors = _introduce(folder, state, options, source)
-    return _loop(folder, state, options, source, anchors)
+    with use_host_kernels(options.kernels == "host"):
+        return _loop(folder, state, options, source, anchors)
 
 
 def _begin(arguments: argparse.Namespace) -> Start:
@@ -73,7 +76,7 @@ def _begin(arguments: argparse.Namespace) -> Start:
     config = model_config(name, of_model | arguments.model_options, VOCAB_SIZE)
     with as_mistake(ValueError):  # DataError is one
         options = Options(**preset | given)
-        _device_is_there(options)
+        _machine_is_able(options)
         source = open_source(options)  # last, because reading a text takes seconds
         config = dataclasses.replace(config, vocab_size=source.vocab_size)
     check_length(config, options.context)
@@ -98,7 +101,7 @@ def _resume(arguments: argparse.Namespace) -> Start:
         if value != getattr(options, key) and key not in MAY_CHANGE:
             before = getattr(options, key)
             raise Mistake(f"the run in {folder.path} was started with {key} = {before!r}, which cannot change now")
-    _device_is_there(options)
+    _machine_is_able(options)
     with as_mistake(ValueError):
         options = dataclasses.replace(options, **given)
         source = open_source(options)
@@ -110,10 +113,13 @@ def _resume(arguments: argparse.Namespace) -> Start:
     return folder, state, options, source
 
 
-def _device_is_there(options: Options) -> None:
+def _machine_is_able(options: Options) -> None:
     if options.device == "gpu":
         with as_mistake(NoGPUError):
             import_cupy()
+    if options.kernels == "host":
+        with as_mistake(CompilerError):
+            compiler()
 
 
 def _introduce(folder: RunFolder, state: State, options: Options, source: Source) -> dict[str, float]:
