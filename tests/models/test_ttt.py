@@ -14,7 +14,7 @@ from tinyrec import checkpoint
 from tinyrec.check import assert_close, gradcheck
 from tinyrec.cli.models import load_state
 from tinyrec.generate import state_bytes
-from tinyrec.models import build, make_config
+from tinyrec.models import build, make_config, ttt_layer
 from tinyrec.models.ttt import TTT, TTTState
 from tinyrec.models.ttt_layer import BlockState
 from tinyrec.nn import parameters, without_tape
@@ -393,3 +393,17 @@ def test_training_warms_up_validation_does_not_and_a_cut_run_goes_on_alike(tmp_p
     checkpoint.save_run(tmp_path / "x", state.model, state.optimizer, state.step, state.data_rng)
     rest = training(load_state(checkpoint.load_run(tmp_path / "x"), options), options, monkeypatch, 3)
     assert first + rest == whole
+
+
+def test_checkpoint_reaches_the_recurrence(tiny, monkeypatch):
+    """It changes what is kept, and no number: so look at what the op is asked for."""
+    asked, read = [], ttt_layer.ttt_linear
+
+    def watched(*arrays, **static):
+        asked.append(static["checkpoint"])
+        return read(*arrays, **static)
+
+    monkeypatch.setattr(ttt_layer, "ttt_linear", watched)
+    model = tiny("ttt-linear", checkpoint=2)
+    model(draw_tokens(9, 2, 7))
+    assert asked == [2] * model.config.n_layers
