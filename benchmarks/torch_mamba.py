@@ -186,19 +186,3 @@ class Mamba(nn.Module):
             x, state = layer(x, state)
             new_states.append(state)
         return self.lm_head(self.backbone.norm_f(x)), new_states
-
-
-def next_token_loss(model: Mamba, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of targets given tokens, both (B, T)."""
-    logits, _ = model(tokens)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def train_step(model: Mamba, optimizer: torch.optim.Optimizer, tokens: Tensor, targets: Tensor) -> float:
-    """Forward, loss, backward, clip to norm 1, update."""
-    optimizer.zero_grad()
-    loss = next_token_loss(model, tokens, targets)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()

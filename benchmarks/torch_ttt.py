@@ -99,19 +99,3 @@ class TTTModel(nn.Module):
             new_states.append(state)
         logits = F.linear(self.model.norm(x), self.model.embed_tokens.weight)
         return logits, None if cache is None else Cache((position + length) % size, new_states)
-
-
-def next_token_loss(model: TTTModel, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of targets given tokens, both (B, T)."""
-    logits, _ = model(tokens)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def train_step(model: TTTModel, optimizer: torch.optim.Optimizer, tokens: Tensor, targets: Tensor) -> float:
-    """Forward, loss, backward, clip to norm 1, update."""
-    optimizer.zero_grad()
-    loss = next_token_loss(model, tokens, targets)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()

@@ -28,7 +28,7 @@ def torch_model(scan: str) -> "Mamba":
 def torch_train(scan: str) -> Callable[[], object]:
     import torch
 
-    from benchmarks.torch_mamba import train_step
+    from benchmarks.torch_training import train_step
 
     model = torch_model(scan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)

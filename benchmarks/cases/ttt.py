@@ -86,7 +86,7 @@ def torch_model(form: str, kind: str, backbone: str) -> "TTTModel":
 def torch_train(form: str, kind: str, backbone: str) -> Callable[[], object]:
     import torch
 
-    from benchmarks.torch_ttt import train_step
+    from benchmarks.torch_training import train_step
 
     model = torch_model(form, kind, backbone)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)

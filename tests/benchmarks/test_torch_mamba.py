@@ -8,7 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the PyTorch side of the benchmarks needs torch")
 
 from benchmarks import torch_mamba
-from benchmarks.torch_mamba import Config, Mamba, next_token_loss, train_step
+from benchmarks.torch_mamba import Config, Mamba
+from benchmarks.torch_training import next_token_loss, train_step
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mamba_f64_s0.npz"
 TOLERANCE = 1e-12  # of the largest entry of the reference, a float64 run

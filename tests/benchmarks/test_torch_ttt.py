@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the PyTorch side of the benchmarks needs torch")
 
-from benchmarks.torch_ttt import TTTModel, next_token_loss, train_step
+from benchmarks.torch_training import next_token_loss, train_step
+from benchmarks.torch_ttt import TTTModel
 from benchmarks.torch_ttt_inner import LOOPS, step_sizes
 from benchmarks.torch_ttt_layer import Config
 
