@@ -38,7 +38,7 @@ class Options:
     seed: int = option(0, "of every random stream")
     threads: int = option(2, "share each batch among N processes, where they are not to be had among threads")
     device: str = option("cpu", "where the arrays live", ("cpu", "gpu"))
-    kernels: str = option("numpy", "on the CPU, recurrences in NumPy, or as CUDA kernels that a C++ compiler takes", ("numpy", "host"))
+    kernels: str = option("numpy", "on the CPU: NumPy, or the CUDA kernels by a C++ compiler", ("numpy", "host"))
     log_every: int = option(20, "steps between two lines of output")
     valid_every: int = option(200, "steps between two validations, and before the last")
     valid_bytes: int = option(65536, "validate on the first N bytes of the held-out text; 0: all")
