@@ -87,6 +87,18 @@ def scan_unbind(x: Tensor, a: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 SCANS = {"official": scan_official, "unbind": scan_unbind}
 
 
+def decay_and_input(
+    x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor, reset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """a and b of h_t = a_t h_{t-1} + b_t, from x and the gates, after their sigmoid (B, T, E); reset (B, T, 1)."""
+    log_a = -8.0 * gate_a * F.softplus(a_param)
+    a = torch.exp(log_a)
+    multiplier = SqrtBoundDerivative.apply(1 - torch.exp(2 * log_a))
+    if reset is None:
+        return a, x * gate_x * multiplier
+    return a * ~reset, x * gate_x * (reset + ~reset * multiplier)
+
+
 class RGLRU(nn.Module):
     def __init__(self, width: int, blocks: int, scan: str):
         super().__init__()
@@ -100,12 +112,7 @@ class RGLRU(nn.Module):
         reset = (positions == 0)[..., None]  # (B, T, 1)
         gate_x = torch.sigmoid(self.input_gate(x))
         gate_a = torch.sigmoid(self.a_gate(x))
-        log_a = -8.0 * gate_a * F.softplus(self.a_param)
-        a = torch.exp(log_a)
-        multiplier = SqrtBoundDerivative.apply(1 - torch.exp(2 * log_a))
-        multiplier = reset + ~reset * multiplier
-        x = x * gate_x * multiplier
-        a = a * ~reset
+        a, x = decay_and_input(x, gate_x, gate_a, self.a_param, reset)
         if x.shape[1] == 1 and h is not None:
             y = a * h[:, None] + x
             return y, y[:, -1]

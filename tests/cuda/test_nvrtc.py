@@ -5,6 +5,7 @@ NVRTC is one library file, of the PyPI package nvidia-cuda-nvrtc; its log tells 
 
 import ctypes
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def nvrtc():
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
     files = [file for folder in folders for file in folder.glob("*/lib/libnvrtc.so.*")]
     if not files:
-        pytest.skip("needs the PyPI package nvidia-cuda-nvrtc")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs the PyPI package nvidia-cuda-nvrtc")
     return ctypes.CDLL(str(files[0]))
 
 
