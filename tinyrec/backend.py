@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,12 @@ def import_cupy() -> Any:
     return cupy
 
 
+def on_gpu(x: Any) -> bool:
+    """Is it an array on a GPU? Then to look at one of its numbers is to wait for all that the GPU has still to do."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
 def to_gpu(x: Array) -> Array:
     """Copy a NumPy array to the current GPU; a GPU array is returned as it is. Raises NoGPUError."""
     return import_cupy().asarray(x)
@@ -64,4 +71,26 @@ def keep_freed_memory() -> bool:
 
 def to_cpu(x: Array) -> np.ndarray:
     """Copy a GPU array to host memory; a NumPy array is returned as it is."""
-    return x if get_xp(x) is np else x.get()
+    return x.get() if on_gpu(x) else x
+
+
+def to_floats(numbers: Sequence[Any]) -> list[float]:
+    """Arrays () or numbers as Python floats; those of a GPU come together, so that it is waited for once."""
+    xp = get_xp(*numbers)
+    return xp.stack([xp.asarray(x, dtype="float64") for x in numbers]).tolist()
+
+
+# --- what NumPy and CuPy do not do alike ------------------------------------------------------------------------------
+
+
+def row_dots(x: Array, y: Array) -> Array:
+    """The sum of x y over the last axis: (..., D), (..., D) -> (...). CuPy has no vecdot."""
+    return (x * y).sum(axis=-1) if on_gpu(x) else np.vecdot(x, y)
+
+
+def fill_where(x: Array, mask: Array, value: float) -> None:
+    """x[mask] = value, in place; mask (...) of the first axes of x. CuPy would wait, to know how many there are."""
+    if on_gpu(x):
+        get_xp(x).copyto(x, value, where=mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)))
+    else:
+        x[mask] = value

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import to_cpu, to_gpu
+from .backend import Array, to_cpu, to_gpu
 from .data import IGNORE_INDEX
 from .tape import array_of, no_grad
 
@@ -48,8 +48,8 @@ def scores(
 
     def calls() -> Iterator[tuple]:
         for batch in batches:
-            tokens, targets = placed(batch, device)
-            yield tokens, targets, fixed_inputs(model, rng, tokens, steps)
+            tokens, targets = batch
+            yield placed(tokens, device), targets, fixed_inputs(model, rng, tokens, steps)
 
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(lambda call: score(model, *call[:2], **call[2]), calls())
@@ -72,10 +72,10 @@ def evaluate_by_steps(
     rng = np.random.default_rng(0)
     found: dict[int, list[Scores]] = {r: [] for r in sorted(set(steps))}
     for batch in batches:
-        tokens, targets = placed(batch, device)
+        tokens, targets = batch
         inputs = fixed_inputs(model, rng, tokens, max(found))
         with no_grad():
-            for r, logits in model.logits_by_steps(tokens, list(found), inputs["initial_state"]):
+            for r, logits in model.logits_by_steps(placed(tokens, device), list(found), inputs["initial_state"]):
                 found[r].append(score_logits(logits, targets))
     return {r: means(of_batches) for r, of_batches in found.items()}
 
@@ -97,6 +97,6 @@ def fixed_inputs(model: Any, rng: Any, tokens: Any, steps: int | None) -> dict[s
     return {}
 
 
-def placed(batch: Batch, device: str) -> Batch:
-    """The batch on that device."""
-    return (to_gpu(batch[0]), to_gpu(batch[1])) if device == "gpu" else batch
+def placed(tokens: Array, device: str) -> Array:
+    """The tokens on that device. Targets stay with the host, which counts and scores."""
+    return to_gpu(tokens) if device == "gpu" else tokens

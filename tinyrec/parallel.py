@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from .backend import Array
+from .backend import Array, get_xp, on_gpu
 from .nn import parameters
 from .ops import cross_entropy, l2wrap
 from .tape import Tensor, mode
@@ -38,11 +38,15 @@ def loss_and_grads(
 ) -> float:
     """Mean cross entropy in nats of model(tokens, **inputs) against targets != -1; tokens, targets (B, T) integers.
 
+    With a model on a GPU it is an array () there, so that nobody waits: see backend.to_floats. tokens and targets may
+    well be NumPy arrays then: the targets are counted, and both copied.
+
     Adds scale * gradient into `.grad` of every parameter, for a model with `l2wrap` that of the penalty too (see
     ops/l2wrap.py). inputs: arrays (B, ...), which are split as the batch is, and anything else, which every thread is
     given as it is. Raises ValueError if nothing is scored.
     """
     tensors = [tensor for _, tensor in parameters(model)]
+    threads = 1 if on_gpu(tensors[0].data) else threads  # they would only take turns at it
     shards = _split(tokens, targets, scale, inputs, threads)
     checking, floating_point = mode.checking, np.geterr()  # such modes belong to a thread: hand them on
 
@@ -72,11 +76,13 @@ def _one(
     model: Any, tensors: list[Tensor], tokens: Array, targets: Array, scored: int, scale: float, inputs: dict
 ) -> tuple[float, list[Array]]:
     """What one part of the batch adds to the loss, and scale times what it adds to the gradients."""
-    logits = model(tokens, **inputs)
+    xp = get_xp(tensors[0].data)
+    logits = model(xp.asarray(tokens), **inputs)
     if penalty := getattr(model, "l2wrap", 0.0):
         logits = l2wrap(logits, strength=penalty * scale / scored)
-    total = cross_entropy(logits, targets, reduction="sum") * (1.0 / scored)
-    return total.item(), grad(total * scale, tensors)
+    total = cross_entropy(logits, xp.asarray(targets), reduction="sum") * (1.0 / scored)
+    loss = total.data.astype("float64") if on_gpu(total.data) else total.item()
+    return loss, grad(total * scale, tensors)
 
 
 def _add_up(tensors: list[Tensor], results: list[tuple[float, list[Array]]]) -> float:
@@ -112,8 +118,8 @@ class WorkerError(RuntimeError):
 def sharing(model: Any, workers: int) -> Iterator[Callable[..., float]]:
     """A function like loss_and_grads, of (tokens, targets, scale, **inputs), that splits every batch among `workers`.
 
-    In processes on Linux, with the arrays in host memory; otherwise in threads. The parameters must be changed in place
-    while it lasts, as an optimizer does; afterwards they are ordinary arrays again.
+    In processes on Linux, with the arrays in host memory; otherwise in threads, and not at all on a GPU. The parameters
+    must be changed in place while it lasts, as an optimizer does; afterwards they are ordinary arrays again.
     """
     tensors = [tensor for _, tensor in parameters(model)]
     if workers == 1 or sys.platform != "linux" or not all(isinstance(t.data, np.ndarray) for t in tensors):

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from .backend import to_cpu, to_gpu
+from .backend import to_cpu, to_floats, to_gpu
 from .data import VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
 from .evaluate import Batch, evaluate, evaluate_by_steps, placed
 from .models import build
 from .nn import parameters
-from .optim import AdamW, clip_by_global_norm, learning_rate, optimizer_for
+from .optim import AdamW, clip_by_global_norm, global_norm, learning_rate, optimizer_for
 from .options import Options, step_rng, streams
 from .parallel import WorkerError, loss_and_grads, sharing
 from .tape import NonFiniteError, nan_check
@@ -119,17 +119,17 @@ def train(state: State, source: Source, options: Options) -> Iterator[dict[str, 
     with sharing(state.model, options.threads) as run:
         while state.step < options.steps:
             began = perf_counter()
-            drawn = (source.sample(options.batch, state.data_rng) for _ in range(options.accumulate))
-            batches = [placed(batch, options.device) for batch in drawn]
+            batches = [source.sample(options.batch, state.data_rng) for _ in range(options.accumulate)]
             rng = step_rng(options.seed, state.step)
             inputs = drawn_inputs(state.model, batches, rng, state.step, options.warmup)
             try:
                 loss = gradients(state.model, batches, inputs, run)
             except WorkerError as error:
                 raise TrainingError(f"stopped at step {state.step + 1}: {error}") from error
-            norm = float(clip_by_global_norm(parameters(state.model), options.clip))
+            loss, norm = to_floats([loss, global_norm(parameters(state.model))])  # here a GPU is waited for
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(_explanation(state, batches, inputs, loss, norm))
+            clip_by_global_norm(parameters(state.model), options.clip, norm)
             rate = learning_rate(
                 state.step,
                 schedule=options.schedule,
@@ -149,7 +149,7 @@ def train(state: State, source: Source, options: Options) -> Iterator[dict[str, 
                 record["iterations"] = sum(one["steps"] for one in inputs) / len(inputs)
             last = state.step == options.steps
             if hasattr(state.model, "monitor") and (last or state.step % options.log_every == 0):
-                record |= state.model.monitor(batches[0][0], **inputs[0])
+                record |= state.model.monitor(placed(batches[0][0], options.device), **inputs[0])
             if last or state.step % options.valid_every == 0:
                 record |= validation(state.model, source, options)
             yield record
@@ -169,7 +169,7 @@ def drawn_inputs(
 def gradients(model: Any, batches: list[Batch], inputs: list[dict[str, Any]], run: Callable[..., float]) -> float:
     """Set `.grad` of every parameter to the gradient of the mean loss over all batches; return that loss, in nats.
 
-    run: loss_and_grads of the model, or what parallel.sharing gives.
+    run: loss_and_grads of the model, or what parallel.sharing gives. On a GPU the loss is an array ().
     """
     for _, p in parameters(model):
         p.grad = None

@@ -1,6 +1,8 @@
 """Every kernel equals the fused NumPy form and the naive one, in all builds, and the checker has nothing to say."""
 
+import importlib
 import math
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from tinyrec.recurrences.wkv import fresh_state
 from tinyrec.recurrences.wkv import naive as naive_wkv
 from tinyrec.recurrences.wkv import wkv as wkv_op
 
+of_scan = importlib.import_module("tinyrec.recurrences.scan")  # the op of the same name hides it
+CHUNK = 4  # steps of time, where scan is cut into chunks
 STEPS = {4: 16, 8: 8}  # between two saved states of wkv.cu, by bytes of a number
 SIZES = [(1, 1, 1), (2, 7, 5), (5, 2, 7), (3, 1, 4), (2, 8, 3), (1, 15, 3), (2, 16, 3), (1, 17, 40)]  # B, T, C
 SIZES += [(2, 33, 131)]
@@ -63,7 +67,12 @@ def scan(a, b, h_init):
     dh, dh_last = cotangents([h, h[-1]])
     launch("scan", "scan_backward", a, h, h_init, dh, dh_last, da, delta, dh_init, *sizes, threads=sizes[1])
     launch("scan", "scan_backward", a, None, None, dh, dh_last, None, adjoint, first, *sizes, threads=sizes[1])
-    assert_same([adjoint, first], [delta, dh_init], 10 * np.finfo(a.dtype).eps)
+    eps = np.finfo(a.dtype).eps
+    assert_same([adjoint, first], [delta, dh_init], 10 * eps)
+    for back, x, before, out, last in ((False, b, h_init, h, h[-1]), (True, dh, dh_last, delta, dh_init)):
+        (again,) = empty(a)
+        end = of_scan._by_chunks(a, x, before, out=again, steps=CHUNK, back=back)
+        assert_same([again, end], [out, last.reshape(-1)], 20 * eps)
     return [h, h[-1], da, delta, dh_init]
 
 
@@ -116,7 +125,7 @@ def test_kernel_equals_fused(cpp, stem, build):
         args, static = draw(stem, seed, *sizes)
         with host_build(build) as reports:
             assert_same(KERNELS[stem][0](*args, **static), fused(stem, args, static), 1e-12)
-        assert len(reports) == (3 if build == "check" and stem != "rglru" else 2 if build == "check" else 0)
+        assert len(reports) == ({"scan": 9, "rglru": 2, "wkv": 3}[stem] if build == "check" else 0)
         assert [finding for report in reports for finding in report.findings] == []
 
 
@@ -163,6 +172,22 @@ def test_kernel_in_float32(cpp, stem, keys, tol):
         assert_same(got, expected, tol)
 
 
+@pytest.mark.parametrize("build", [*BUILDS, "simd"])
+@pytest.mark.parametrize(("dtype", "largest", "tol"), [(np.float64, 600.0, 1e-12), (np.float32, 60.0, 2e-6)])
+def test_wkv_on_both_sides_of_the_threshold(cpp, build, dtype, largest, tol):
+    """u + lam far from it, at it and beyond, in neighbouring channels and in whole packs of them."""
+    far = np.array([0, 1, -1, 0.99, -0.99, 1.0, -1.0, 1.01, -1.01, 3, -3]) * largest
+    sums = np.concatenate([np.zeros(32), far, np.full(32, 2 * largest), np.full(32, -2 * largest)])
+    k, v, decay, _, *state = draw("wkv", 0, 2, 19, len(sums))[0]
+    single = [x.astype(dtype) for x in (k, v, decay, sums + np.exp(decay), *state)]
+    with host_build(build):
+        got = wkv(*single)
+    expected = fused("wkv", [x.astype(np.float64) for x in single], {})
+    shift = np.exp(got[3] - expected[3])
+    assert all(np.isfinite(x).all() for x in got)
+    assert_same([got[0], got[1] * shift, got[2] * shift, *got[4:]], [*expected[:3], *expected[4:]], tol)
+
+
 def test_pieces_of_a_sequence_chain(cpp):
     k, v, decay, first, *state = draw("wkv", 0, 2, 50, 5)[0]
     whole = wkv(k, v, decay, first, *state)
@@ -175,8 +200,8 @@ def test_pieces_of_a_sequence_chain(cpp):
 
 
 # name of the kernel: arrays of (batch, time, width) that it must touch, per its head comment
-TOUCHED = {"scan_forward": 3, "scan_backward": 5, "rglru_forward": 4, "rglru_backward": 8}
-TOUCHED |= {"wkv_forward": 3, "wkv_backward": 5}
+TOUCHED = {"scan_forward": 3, "scan_backward": 5, "scan_ends": 2, "scan_chunks": 3}
+TOUCHED |= {"rglru_forward": 4, "rglru_backward": 8, "wkv_forward": 3, "wkv_backward": 5}
 
 
 @pytest.mark.parametrize("stem", KERNELS)
@@ -191,6 +216,64 @@ def test_the_bytes_of_the_head_comment(cpp, stem):
         assert TOUCHED[report.kernel] * wide <= report.distinct <= TOUCHED[report.kernel] * wide + small
         assert report.moved == report.asked  # every sector that is moved is asked for to its last byte
     assert {report.kernel for report in reports} == set(kernels(stem))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_scan_in_chunks(cpp, dtype, chunk):
+    """A time below, at and above every multiple of a chunk; one number in a row, and more than a block."""
+    tol = 1e-12 if dtype == np.float64 else 2e-6
+    for time in (1, 2, 4, 5, 6, 9, 10, 11, 34, 35, 36):
+        for row in ((1, 1), (1, 131), (3, 43)):
+            a, b, before = (x.astype(dtype) for x in draw("scan", time, row[0], time, row[1])[0])
+            for back in (False, True):
+                expected, (out,) = np.empty_like(a), empty(a)
+                if back:
+                    last = of_scan.adjoint_into(a, b, before, expected)
+                else:
+                    last = of_scan.scan_into(a, b, before, expected) or expected[-1]
+                end = of_scan._by_chunks(a, b, before, out=out, steps=chunk, back=back)
+                assert end.dtype == dtype
+                assert_same([out, end], [expected, last.reshape(-1)], tol)
+
+
+def test_the_bytes_of_scan_in_chunks(cpp):
+    """20 bytes per element and 24 per number of a row and chunk in float32."""
+    (a, b, before), _ = draw("scan", 0, 2, 20, 64)
+    for back in (False, True):
+        with host_build("check") as reports:
+            of_scan._by_chunks(a, b, before, out=np.empty_like(a), steps=CHUNK, back=back)
+        assert [report.kernel for report in reports] == ["scan_ends", "scan_forward", "scan_chunks"]
+        assert sum(report.distinct for report in reports) == 8 * (5 * a.size + 6 * before.size * 5 + before.size)
+        assert all(report.moved == report.asked == report.distinct for report in reports)
+
+
+def test_the_scan_ops_in_chunks(cpp, outputs_and_gradients, monkeypatch):
+    """scan and its vjp, and adjoint_scan and its own, by chunks; h_init without an axis too."""
+    for row in ((), (1,), (3, 5)):
+        rng = np.random.default_rng(0)
+        a, b, first = (rng.uniform(-1, 1, shape) for shape in ((23, *row), (23, *row), row))
+        for op in (scan_op, of_scan.adjoint_scan):
+            expected = outputs_and_gradients(op, a, b, first)
+            with monkeypatch.context() as patch, host_build("check") as reports:
+                patch.setattr(of_scan, "kernels_wanted", lambda xp, stem: True)
+                patch.setattr(of_scan, "_chunk_steps", lambda xp, time, rows: CHUNK)
+                assert_same(outputs_and_gradients(op, a, b, first), expected, 1e-12)
+            assert [report.kernel for report in reports] == 2 * ["scan_ends", "scan_forward", "scan_chunks"]
+            assert [finding for report in reports for finding in report.findings] == []
+
+
+def test_when_scan_takes_chunks():
+    """On a GPU only, for a long time and few numbers in a row; threads enough and not many more."""
+    gpu = types.ModuleType("cupy")
+    for time, rows, steps in ((2048, 64, 64), (448, 64, 0), (449, 64, 64), (4096, 1024, 70), (512, 9000, 0)):
+        assert of_scan._chunk_steps(gpu, time, rows) == steps and of_scan._chunk_steps(np, time, rows) == 0
+    for time in (1, 100, 1000, 10**5, 2**31 - 1):
+        for rows in (1, 100, 10**4, 10**6):
+            steps = of_scan._chunk_steps(gpu, time, rows)
+            if steps:
+                chunks = -(-time // steps)
+                assert 8 <= chunks < 65536 and chunks * rows <= 60_000 + rows  # CUDA has 65535 blocks along y
 
 
 def test_every_kernel_is_tested_here():

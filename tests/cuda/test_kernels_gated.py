@@ -95,7 +95,8 @@ KERNELS = {
     "lstm": (lstm, lstm_op, naive_lstm),
     "qrnn": (qrnn, qrnn_op, naive_qrnn),
 }
-BUILDS = [(stem, build) for stem in KERNELS for build in ("fiber", "check")] + [("qrnn", "loop")]
+BUILDS = [(stem, build) for stem in KERNELS for build in ("fiber", "check")]
+BUILDS += [("qrnn", "loop"), ("qrnn", "simd")]
 
 
 def fused(stem, args):
@@ -137,19 +138,22 @@ def test_kernel_equals_naive(cpp, outputs_and_gradients, stem):
         assert_same(KERNELS[stem][0](*args), outputs_and_gradients(KERNELS[stem][2], *args), 1e-12)
 
 
-@pytest.mark.parametrize("stem", KERNELS)
-def test_kernel_in_float32(cpp, stem):
+@pytest.mark.parametrize(("stem", "build"), [(stem, None) for stem in KERNELS] + [("qrnn", "simd")])
+def test_kernel_in_float32(cpp, stem, build):
     for seed, sizes in enumerate(SIZES):
         single = [None if x is None else x.astype(np.float32) for x in draw(stem, seed, *sizes)]
-        got = KERNELS[stem][0](*single)
+        with host_build(build):
+            got = KERNELS[stem][0](*single)
         assert all(x.dtype == np.float32 for x in got)
         assert_same(got, fused(stem, [None if x is None else x.astype(np.float64) for x in single]), 2e-6)
 
 
 def test_gates_that_are_shut_or_open(cpp):
-    z, f, i, c_init = draw("qrnn", 0, 2, 20, 5, 1)
+    z, f, i, c_init = draw("qrnn", 0, 2, 20, 21, 1)
     for gates in ((z, 200 * f, None, c_init), (200 * z, 200 * f, 200 * i, c_init)):
-        assert_same(qrnn(*gates), fused("qrnn", gates), 1e-12)
+        for build in ("loop", "simd"):
+            with host_build(build):
+                assert_same(qrnn(*gates), fused("qrnn", gates), 1e-12)
     z, *rest = draw("lstm", 0, 2, 20, 5, 1)
     assert_same(lstm(200 * z, *rest), fused("lstm", (200 * z, *rest)), 1e-12)
 

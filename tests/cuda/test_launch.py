@@ -6,9 +6,9 @@ import types
 import numpy as np
 import pytest
 
-from tinyrec.cuda import host
+from tinyrec.cuda import host, ttt_linear
 from tinyrec.cuda import launch as module
-from tinyrec.cuda.launch import check_arguments, contiguous, host_build, kernels, launch, synchronised
+from tinyrec.cuda.launch import address, check_arguments, contiguous, host_build, kernels, launch, synchronised
 
 T, ROWS = 4, 6
 SCAN = kernels("scan")["scan_forward"]
@@ -101,6 +101,14 @@ def test_contiguous_copies_only_what_it_must():
     assert same is a and none is None and turned.flags.c_contiguous and (turned == a.T).all() and number.shape == (1,)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "u1", "bool"])
+def test_where_an_array_begins(dtype):
+    frozen = np.ones(3, dtype)
+    frozen.flags.writeable = False
+    for x in (np.ones((2, 3), dtype), np.ones(7, dtype)[2:5], np.zeros((), dtype), np.zeros((2, 0), dtype), frozen):
+        assert address(x) == x.ctypes.data
+
+
 def test_no_threads_no_launch(monkeypatch):
     asked, empty = [], np.ones((T, 0))
     monkeypatch.setattr(module, "_function", lambda *which: asked.append(which))
@@ -154,7 +162,8 @@ class FakeCupy:
     def __init__(self):
         self.modules, self.launches, self.waits, self.broken = [], [], 0, False
         stream = types.SimpleNamespace(synchronize=self.wait)
-        self.cuda = types.SimpleNamespace(Device=lambda: types.SimpleNamespace(id=0), get_current_stream=lambda: stream)
+        device = types.SimpleNamespace(id=0, attributes={"MaxSharedMemoryPerBlockOptin": 65536})
+        self.cuda = types.SimpleNamespace(Device=lambda: device, get_current_stream=lambda: stream)
 
     def wait(self):
         self.waits += 1
@@ -165,6 +174,7 @@ class FakeCupy:
         self.modules.append(options)
 
         def run(grid, block, args, *, shared_mem):
+            assert shared_mem <= getattr(run, "max_dynamic_shared_size_bytes", 48 * 1024)  # as a GPU has it
             self.launches.append((grid, block, [type(x) for x in args]))
 
         return types.SimpleNamespace(get_function=lambda name: run)
@@ -188,6 +198,33 @@ def test_a_launch_on_a_gpu(gpu):
         launch("scan", "scan_forward", *on_gpu(), threads=300)
     assert gpu.modules == [("-Dreal=double",)] and gpu.waits == 0
     assert gpu.launches == [((3,), (128,), [DeviceArray] * 4 + [np.int32, np.int64])] * 2
+
+
+def test_shared_memory_beyond_48_kb_is_asked_for(gpu):
+    for size in (48 * 1024, 48 * 1024 + 1, 64 * 1024, 50_000):
+        launch("scan", "scan_forward", *on_gpu(), threads=ROWS, shared_mem=size)
+    assert len(gpu.launches) == 4
+    words = r"^scan_forward: 65537 bytes of shared memory, a block of this GPU has 65536$"
+    with pytest.raises(ValueError, match=words):
+        launch("scan", "scan_forward", *on_gpu(), threads=ROWS, shared_mem=64 * 1024 + 1)
+    assert len(gpu.launches) == 4
+
+
+@pytest.mark.parametrize(("dtype", "bytes_"), [(np.float32, 65128), (np.float64, 130256)])
+def test_the_shared_memory_of_ttt_linear(monkeypatch, dtype, bytes_):
+    """Heads of 64 numbers and mini-batches of 16 tokens: in float the smallest GPUs have just enough."""
+    asked = []
+    monkeypatch.setattr(ttt_linear, "launch", lambda *args, shared_mem, **rest: asked.append(shared_mem))
+    x, row, state = np.ones((1, 32, 1, 64), dtype), np.ones((1, 64), dtype), np.ones((1, 1, 64, 64), dtype)
+    args = x, x, x, np.ones((1, 32, 1), dtype), np.ones(16, dtype), row, row, state, row[None], state, row[None]
+    kept = ttt_linear.forward(*args, at=0, checkpoint=1)[1]
+    monkeypatch.setattr(ttt_linear, "shared_limit", lambda xp: bytes_)
+    ttt_linear.backward((None,) * 5, *kept)
+    assert asked[0] < asked[1] == bytes_
+    monkeypatch.setattr(ttt_linear, "shared_limit", lambda xp: bytes_ - 1)
+    words = f"^ttt_linear: heads of 64 numbers and mini-batches of 16 tokens need {bytes_} bytes of shared memory, "
+    with pytest.raises(ValueError, match=words + f"a block of this GPU has {bytes_ - 1}$"):
+        ttt_linear.forward(*args, at=0, checkpoint=1)
 
 
 def test_a_failing_kernel_is_named(gpu):

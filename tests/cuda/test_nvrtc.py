@@ -15,14 +15,26 @@ from tinyrec.cuda.launch import HERE, kernel_text, kernels
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 STEMS = sorted(path.stem for path in HERE.glob("*.cu"))
-# A GPU has 65536 registers for the threads that are at work at once: with 64 each, 1024 of them.
-MOST_REGISTERS = {"wkv_backward": 168, "rglru_backward": 116, "rglru_forward": 72, "qrnn_backward": 72}
-MOST_REGISTERS |= {"lstm_forward": 128, "lstm_backward": 72}  # with 512 threads in a block, 128 are the limit
-MOST_REGISTERS |= {"selective_scan_forward": 96, "selective_scan_backward": 228}  # with 256 threads, 255 are
-MOST_REGISTERS |= {"ttt_linear_forward": 80, "ttt_linear_backward": 128}
-MOST_OTHERWISE = 64
 PARTS = r"entry function '(\w+)'", r"(\d+) bytes stack frame, (\d+) bytes spill stores", r"Used (\d+) registers"
 ENTRY = re.compile(".*?".join(PARTS), re.DOTALL)
+
+
+def stated_registers(stem):
+    """What the head comment promises: "Registers in float, at most: scan_forward 48, scan_backward 64." """
+    (words,) = re.findall(r"^// Registers in float, at most: ([^.]+)\.", kernel_text(stem), re.MULTILINE)
+    return {name: int(number) for name, number in re.findall(r"(\w+) (\d+)", words)}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_kernel_states_its_registers(stem):
+    assert set(stated_registers(stem)) == set(kernels(stem))
+
+
+def test_the_page_states_the_same():
+    page = (HERE.parents[1] / "docs/cuda.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\w+_\w+, \w+_\w+)[^|]*\|[^|]*\| (\d+, \d+) \|$", page, re.MULTILINE)
+    table = {name: int(n) for names, ns in rows for name, n in zip(names.split(", "), ns.split(", "), strict=True)}
+    assert table == {name: number for stem in STEMS for name, number in stated_registers(stem).items()}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +73,9 @@ def test_compiles_without_local_memory(nvrtc, stem, architecture, real):
     assert "warning" not in log
     entries = {name: tuple(map(int, numbers)) for name, *numbers in ENTRY.findall(log)}
     assert set(entries) == set(kernels(stem))
-    for name, (frame, spilled, registers) in entries.items():
+    for name, most in stated_registers(stem).items():
+        frame, spilled, registers = entries[name]
         assert (frame, spilled) == (0, 0), f"{name} keeps {frame} bytes in local memory"
-        most = MOST_REGISTERS.get(name, MOST_OTHERWISE)
         assert registers <= (most if real == "float" else 2 * most), f"{name} uses {registers} registers"
     assert ".local" not in ptx
     assert real == "double" or not re.search(r"\.f64\b", ptx), "a float kernel computes in double"

@@ -19,10 +19,10 @@ SIZES = [(1, 1, 1), (3, 1, 8), (2, 5, 16), (1, 3, 17), (2, 17, 31), (3, 9, 40), 
 WIDTHS = {"native": (), "AVX2": ("-mno-avx512f",), "SSE": ("-mno-avx",)}
 MATH = """
 extern "C" __global__ void math(const real* __restrict__ x, real* __restrict__ e, real* __restrict__ m,
-                                real* __restrict__ s, real* __restrict__ l, long long n) {
+                                real* __restrict__ s, real* __restrict__ l, real* __restrict__ t, long long n) {
     const long long c = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= n) return;
-    e[c] = exp(x[c]), m[c] = expm1(x[c]), s[c] = sqrt(fabs(x[c])), l[c] = log1p(fabs(x[c]));
+    e[c] = exp(x[c]), m[c] = expm1(x[c]), s[c] = sqrt(fabs(x[c])), l[c] = log1p(fabs(x[c])), t[c] = tanh(x[c]);
 }
 """
 ROWS = """
@@ -48,25 +48,24 @@ def built(text, real, flags=()):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("real", "dtype", "exact"), [("float", "f4", np.float64), ("double", "f8", np.longdouble)])
-def test_math_to_two_units_in_the_last_place(cpp, real, dtype, exact, width):
+def test_math_to_the_last_digits(cpp, real, dtype, exact, width):
     if np.finfo(exact).eps > np.finfo(dtype).eps / 16:
         pytest.skip("longdouble is no longer than double here")
     rng, (least, most) = np.random.default_rng(0), (-103.9, 88.72) if real == "float" else (-745.1, 709.78)
     x = np.concatenate([np.linspace(least, most, 100_000), rng.uniform(-2, 2, 100_000), rng.normal(size=999) * 1e-4])
     edges = [0.0, np.inf, -np.inf, np.nan, 89, -104, 710, -746, 1e30, -1e30, -1e38, 1e-40, least, most]
     x = np.concatenate([x, edges]).astype(dtype)
-    outs = [np.full_like(x, np.nan) for _ in range(4)]
+    outs = [np.full_like(x, np.nan) for _ in range(5)]
     blocks = -(-x.size // 128)
     built(MATH, real, WIDTHS[width]).get_function("math")((blocks,), (128,), (x, *outs, np.int64(x.size)))
     long = x.astype(exact)
     with np.errstate(all="ignore"):
-        for got, expected in zip(
-            outs, (np.exp(long), np.expm1(long), np.sqrt(abs(long)), np.log1p(abs(long))), strict=True
-        ):
+        right = np.exp(long), np.expm1(long), np.sqrt(abs(long)), np.log1p(abs(long)), np.tanh(long)
+        for got, expected, most in zip(outs, right, (2, 2, 2, 2, 3), strict=True):
             rounded = expected.astype(dtype)
             finite = np.isfinite(rounded)
             errors = abs(got - expected)[finite] / np.spacing(abs(rounded[finite])).astype(exact)
-            assert errors.max() <= 2
+            assert errors.max() <= most
             np.testing.assert_array_equal(got[~finite], rounded[~finite])
 
 
@@ -127,6 +126,31 @@ def test_lanes_that_part(cpp, real):
         y.fill(np.nan)
         rows((-(-x.size // block),), (block,), (x, shared, y, np.uint64(0), keep, *sizes))
         np.testing.assert_array_equal(y, expected.astype(dtype))
+
+
+EVERY = """
+__device__ bool every(bool here) { return here; }
+extern "C" __global__ void agree(const real* __restrict__ x, real* __restrict__ y) {
+    const long long c = threadIdx.x;
+    const bool positive = every(x[c] > 0);
+    y[c] = positive ? real(1) : real(2);
+}
+"""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("real", "dtype"), [("float", "f4"), ("double", "f8")])
+def test_a_condition_that_holds_for_every_lane(cpp, real, dtype, width):
+    """One lane that differs, at any place of a pack of up to 16, makes it false for its pack, and for no other."""
+    agree, lanes = built(EVERY, real, WIDTHS[width]).get_function("agree"), {}
+    for other in range(16):
+        x, y = np.ones(32, dtype), np.full(32, np.nan, dtype)
+        x[other] = -1.0
+        agree((1,), (32,), (x, y))
+        lanes[other] = set(np.flatnonzero(y == 2))
+        assert other in lanes[other] and np.isin(y, [1, 2]).all()
+    size = len(lanes[0])
+    assert size in (2, 4, 8, 16) and lanes == {i: set(range(i - i % size, i - i % size + size)) for i in range(16)}
 
 
 REFUSED = {

@@ -186,10 +186,10 @@ def causal_conv(x, w, b, state, positions=None):
 
 
 @formula
-def attention(q, k, v, reach=None):
+def attention(q, k, v, reach=None, window=math.inf):
     out, before, group = np.empty_like(q), k.shape[1] - q.shape[1], q.shape[2] // k.shape[2]
     for n, t, h in np.ndindex(q.shape[:3]):
-        first = 0 if reach is None else max(0, t + before - reach[n, t])
+        first = 0 if reach is None else max(0, t + before - min(reach[n, t], window))
         seen = slice(first, t + before + 1)
         weights = np.exp(k[n, seen, h // group] @ q[n, t, h] / math.sqrt(q.shape[3]))
         out[n, t, h] = weights @ v[n, seen, h // group] / weights.sum()

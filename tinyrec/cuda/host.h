@@ -20,10 +20,11 @@
 #define __launch_bounds__(...)
 #define __shared__ static thread_local  // one block at a time runs on a processor of the host
 
+struct dim3 { unsigned x = 1, y = 1, z = 1; };
+static thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;  // in no namespace, where gdb would not find them
+
 namespace {
 
-struct dim3 { unsigned x = 1, y = 1, z = 1; };
-thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 const int warpSize = 32;
 
 inline int min(int a, int b) { return a < b ? a : b; }
@@ -52,7 +53,7 @@ struct Argument { static T get(void* slot) { return *(T*)slot; } };  // a value,
 thread_local Report* report;
 thread_local char* dynamic_shared;  // extern __shared__
 thread_local long long dynamic_bytes;
-thread_local std::string* said;  // ";line kind;": one finding each, the first one
+thread_local std::string* said;  // ";scan.cu:12 kind;": one finding each, the first one
 
 inline std::string place(dim3 i, dim3 n) {  // "5", or "(5, 1, 0)" where there is more than one axis
     if (n.y == 1 && n.z == 1) return std::to_string(i.x);
@@ -68,14 +69,28 @@ inline dim3 unlinear(long long i, dim3 n) {
     return out;
 }
 
-// "line 12: thread 1 of block 0 ..."; once for each line and kind, so that a loop does not flood it.
-inline void finding(int line, const std::string& kind, const std::string& what) {
+// A line of a kernel. As the default value of a parameter, Line() is the line of whoever calls.
+struct Line {
+    const char* file;
+    int number;
+    Line(const char* file = __builtin_FILE(), int number = __builtin_LINE()) : file(file), number(number) {}
+};
+
+inline bool operator==(const Line& a, const Line& b) { return a.number == b.number && !strcmp(a.file, b.file); }
+
+inline std::string place(const Line& line) {  // "scan.cu:12", without the folder
+    const char* folder = strrchr(line.file, '/');
+    return (folder ? folder + 1 : line.file) + (":" + std::to_string(line.number));
+}
+
+// "scan.cu:12: thread 1 of block 0 ..."; once for each line and kind, so that a loop does not flood it.
+inline void finding(const Line& line, const std::string& kind, const std::string& what) {
     report->findings++;
-    std::string key = ";" + std::to_string(line) + " " + kind + ";";
+    std::string key = ";" + place(line) + " " + kind + ";";
     if (said->find(key) != std::string::npos) return;
     *said += key;
-    std::string all = "line " + std::to_string(line) + ": thread " + place(threadIdx, blockDim) +
-                      " of block " + place(blockIdx, gridDim) + " " + what + "\n";
+    std::string all = place(line) + ": thread " + place(threadIdx, blockDim) + " of block " +
+                      place(blockIdx, gridDim) + " " + what + "\n";
     if (strlen(report->text) + all.size() < sizeof report->text) strcat(report->text, all.c_str());
 }
 

@@ -3,7 +3,7 @@
 The system's C++ compiler translates the very same .cu text behind a few small headers, in one of five builds:
 - loop: threads one after the other, in plain loops; for kernels without barriers;
 - fiber: threads that wait for each other at barriers and shuffles (host_fiber.h); slower;
-- debug: the same, for gdb: `break scan.cu:23 if threadIdx.x == 5` stops in one CUDA thread of the kernel's own text;
+- debug: the same, for gdb: `break scan_forward if threadIdx.x == 5` stops in one CUDA thread of the kernel's own text;
 - check: fibers, and pointers and arrays that watch (host_check.h); each launch returns a CheckReport. Slow;
 - simd: as loop, but neighbouring threads as one, in the vectors of the processor (host_simd.h). Fast.
 
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .launch import address
 from .signature import DTYPES, parse
 
 HERE = Path(__file__).parent
@@ -210,6 +211,8 @@ class HostFunction:
         self.module, self.name = module, name
         self.entry = getattr(module.library, f"launch_{name}")
         self.entry.restype = None
+        pointers = [parameter.pointer for parameter in module.parameters[name]]
+        self.pointers = (ctypes.c_bool * len(pointers))(*pointers)
 
     def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> CheckReport | None:
         """Runs the kernel to its end. The check build returns a CheckReport, the others None."""
@@ -219,7 +222,7 @@ class HostFunction:
         slots: list[Any] = []
         for parameter, x in zip(parameters, args, strict=True):
             if parameter.pointer:  # a NumPy integer 0 is the null pointer
-                base = x.ctypes.data if isinstance(x, np.ndarray) else None
+                base = address(x) if isinstance(x, np.ndarray) else None
                 if self.module.build != "check":
                     slots.append(ctypes.c_void_p(base))
                 else:
@@ -230,13 +233,12 @@ class HostFunction:
         report = _Report()
         self.entry(
             (ctypes.c_void_p * len(slots))(*map(ctypes.addressof, slots)),
-            (ctypes.c_bool * len(slots))(*(p.pointer for p in parameters)),
+            self.pointers,
             (ctypes.c_uint * 6)(*grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block))),
             ctypes.c_longlong(shared_mem),
             ctypes.byref(report),
         )
-        lines = report.text.decode().splitlines()
-        findings = tuple(f"{self.module.file}:{x.removeprefix('line ')}, in {self.name}" for x in lines)
+        findings = tuple(f"{line}, in {self.name}" for line in report.text.decode().splitlines())
         if self.module.build == "check":
             return CheckReport(self.name, findings, report.asked, report.moved, report.distinct)
         if findings:

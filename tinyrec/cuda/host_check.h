@@ -1,8 +1,7 @@
 // Pointers and arrays that watch: every access goes through `watch` of host_watch.h.
 //
 // The host rewrites `real*` to `ptr<real>`, `__shared__ real x[N];` to SHARED(real[N], x); and `real x[N];` to
-// LOCAL(real[N], x); before it compiles. The line of an access comes from __builtin_LINE(), called where its index is
-// converted to Index.
+// LOCAL(real[N], x); before it compiles. The line of an access is that where its index is converted to Index.
 
 #include <type_traits>
 
@@ -11,15 +10,15 @@ namespace host {
 
 struct Index {
     long long i;
-    int line;
-    Index(long long i, int line = __builtin_LINE()) : i(i), line(line) {}
+    Line line;
+    Index(long long i, Line line = Line()) : i(i), line(line) {}
 };
 
 template <class T>
 struct Ref {  // x[i], to be read or written; array is null where an outer index was already out of bounds
     Watched* array;
     long long i;
-    int line;
+    Line line;
     operator T() const {
         if (array && watch(*array, i, false, line)) return ((T*)array->base)[i];
         return std::numeric_limits<T>::quiet_NaN();  // 0 for an integer
@@ -55,9 +54,9 @@ struct ptr {
 template <class T>
 struct View;  // an array of the kernel's own: View<real[16][17]> tile; tile[i][j] is a Ref<real>
 template <class T>
-Ref<T> element(Watched* array, long long at, int line, T*) { return Ref<T>{array, at, line}; }
+Ref<T> element(Watched* array, long long at, const Line& line, T*) { return Ref<T>{array, at, line}; }
 template <class T, size_t N>
-View<T[N]> element(Watched* array, long long at, int, T (*)[N]) { return View<T[N]>{array, at}; }
+View<T[N]> element(Watched* array, long long at, const Line&, T (*)[N]) { return View<T[N]>{array, at}; }
 
 template <class T, size_t N>
 struct View<T[N]> {
@@ -92,8 +91,8 @@ struct Local : View<T> {
     Local(const Local&) = delete;
 };
 
-inline Watched& shared_array(const char* name, int line, int item, long long count) {
-    Watched& array = check->shared[std::make_pair(line, std::string(name))];
+inline Watched& shared_array(const char* name, const Line& line, int item, long long count) {
+    Watched& array = check->shared[place(line) + name];
     if (!array.cells) {
         array.name = name, array.item = item, array.count = count, array.on_chip = true;
         array.cells = new Cell[size_t(count)];
@@ -103,13 +102,13 @@ inline Watched& shared_array(const char* name, int line, int item, long long cou
 }
 
 template <class T>
-auto shared(const char* name, int line) {
+auto shared(const char* name, Line line = Line()) {
     using Value = std::remove_all_extents_t<T>;
     return element(&shared_array(name, line, sizeof(Value), sizeof(T) / sizeof(Value)), 0, line, (T*)nullptr);
 }
 
 template <class T>
-ptr<T> shared_dynamic(const char* name, int line) {
+ptr<T> shared_dynamic(const char* name, Line line = Line()) {
     return ptr<T>{&shared_array(name, line, sizeof(T), dynamic_bytes / (long long)sizeof(T)), 0};
 }
 
@@ -121,7 +120,7 @@ struct Argument<ptr<T>> { static ptr<T> get(void* slot) { return ptr<T>{(Watched
 using host::ptr;
 }  // namespace
 #define LOCAL(T, name) host::Local<T> name(#name)
-#define SHARED(T, name) auto name = host::shared<T>(#name, __LINE__)
-#define SHARED_DYNAMIC(T, name) auto name = host::shared_dynamic<T>(#name, __LINE__)
+#define SHARED(T, name) auto name = host::shared<T>(#name)
+#define SHARED_DYNAMIC(T, name) auto name = host::shared_dynamic<T>(#name)
 #undef __shared__
 #define __restrict__

@@ -19,7 +19,7 @@ struct Fiber {
     jmp_buf at;
     std::unique_ptr<char[]> stack;
     State state = READY;
-    int line = 0;        // of the barrier it waits at
+    Line line;           // of the barrier it waits at
     unsigned mask = 0;   // of the lanes it waits for
     int exchanges = 0;   // counts its shuffles
 };
@@ -34,7 +34,7 @@ thread_local double slots_of[2][32][32];    // what shuffles exchange: by parity
 thread_local void (*body_call)(void*);
 thread_local void* body_data;
 
-inline __attribute__((noinline)) void wait(State state, unsigned mask, int line) {
+inline __attribute__((noinline)) void wait(State state, unsigned mask, const Line& line) {
     Fiber& me = (*fibers)[size_t(current)];
     me.state = state, me.mask = mask, me.line = line;
     if (!_setjmp(me.at)) _longjmp(scheduler, 1);
@@ -42,7 +42,7 @@ inline __attribute__((noinline)) void wait(State state, unsigned mask, int line)
 
 inline void fiber_main() {
     body_call(body_data);
-    wait(DONE, 0, 0);  // never comes back
+    wait(DONE, 0, Line());  // never comes back
 }
 
 inline __attribute__((noinline)) void resume(int i) {
@@ -90,7 +90,7 @@ inline bool release() {
     }
     if (some) return true;
     for (const Fiber& f : *fibers) {
-        if (f.state != AT_BARRIER || f.line != (*fibers)[0].line) return false;
+        if (f.state != AT_BARRIER || !(f.line == (*fibers)[0].line)) return false;
     }
     for (Fiber& f : *fibers) f.state = READY;
     epoch++;
@@ -113,7 +113,7 @@ inline void stuck() {
     const Fiber& other = (*fibers)[size_t(elsewhere)];
     finding(first.line, "divergent",
             "waits at a barrier that thread " + place(unlinear(elsewhere, blockDim), blockDim) + " never reaches: it " +
-                (other.state == DONE ? "has ended" : "waits at line " + std::to_string(other.line)) +
+                (other.state == DONE ? "has ended" : "waits at " + place(other.line)) +
                 "; a divergent barrier");
 }
 
@@ -136,7 +136,7 @@ void run_block(Body body) {
 }
 
 // For the lanes of mask, of which the caller must be one.
-inline bool wait_for_warp(State state, unsigned mask, int line) {
+inline bool wait_for_warp(State state, unsigned mask, const Line& line) {
     const bool named = mask >> (current % 32) & 1;
     if (named) wait(state, mask, line);
     else finding(line, "mask", "is not in the mask that it names");
@@ -144,7 +144,7 @@ inline bool wait_for_warp(State state, unsigned mask, int line) {
 }
 
 template <class T>
-T exchange(unsigned mask, T value, int from, int line) {
+T exchange(unsigned mask, T value, int from, const Line& line) {
     static_assert(sizeof(T) <= sizeof(double), "a shuffle moves at most 8 bytes");
     Fiber& me = (*fibers)[size_t(current)];
     const int warp = current / 32, lane = current % 32, parity = me.exchanges++ % 2;
@@ -158,33 +158,33 @@ T exchange(unsigned mask, T value, int from, int line) {
 
 }  // namespace host
 
-#define HERE int line = __builtin_LINE()
+inline void __syncthreads(host::Line line = host::Line()) { host::wait(host::AT_BARRIER, 0, line); }
 
-inline void __syncthreads(HERE) { host::wait(host::AT_BARRIER, 0, line); }
-
-inline void __syncwarp(unsigned mask = 0xffffffffu, HERE) { host::wait_for_warp(host::AT_SYNCWARP, mask, line); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, host::Line line = host::Line()) {
+    host::wait_for_warp(host::AT_SYNCWARP, mask, line);
+}
 
 // A lane outside of its group of `width` gets its own value back.
 template <class T>
-T __shfl_sync(unsigned mask, T value, int from, int width = 32, HERE) {
+T __shfl_sync(unsigned mask, T value, int from, int width = 32, host::Line line = host::Line()) {
     const int lane = host::current % 32;
     return host::exchange(mask, value, lane / width * width + (from & (width - 1)), line);
 }
 
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, HERE) {
+T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, host::Line line = host::Line()) {
     const int lane = host::current % 32, from = lane + int(by);
     return host::exchange(mask, value, from / width == lane / width ? from : lane, line);
 }
 
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, HERE) {
+T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, host::Line line = host::Line()) {
     const int lane = host::current % 32, from = lane - int(by);
     return host::exchange(mask, value, from >= lane / width * width ? from : lane, line);
 }
 
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int with, int width = 32, HERE) {
+T __shfl_xor_sync(unsigned mask, T value, int with, int width = 32, host::Line line = host::Line()) {
     const int lane = host::current % 32, from = lane ^ with;
     return host::exchange(mask, value, from / width <= lane / width ? from : lane, line);
 }

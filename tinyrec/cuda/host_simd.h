@@ -8,7 +8,8 @@
 // Where the lanes part (a guard that only some of them pass, a row that ends between them, x[2 * c]), the pack gives
 // up. Its threads up to that place are then done by a pack that ends there, or one by one, by the plain text. Some
 // threads run twice, and write the same numbers again: a kernel for packs cannot read what it writes.
-// A condition on numbers must be a select(x < y, a, b), as no branch can be taken by half of a pack.
+// A condition on numbers must be a select(x < y, a, b), or asked of all lanes, every(x < y): no branch can be taken by
+// half of a pack.
 // What a text asks beyond this does not compile.
 
 namespace {
@@ -80,8 +81,15 @@ FAST Mask operator||(Mask a, Mask b) { return {a.v | b.v}; }
 FAST Mask operator!(Mask a) { return {~a.v}; }
 
 FAST Pack select(Mask where, Pack a, Pack b) { return where.v ? a.v : b.v; }
+FAST bool every(Mask here) {
+    for (int lane = 0; lane < W; lane++) {
+        if (!here.v[lane]) return false;
+    }
+    return true;
+}
 FAST Pack exp(Pack x) { return exp_of(x.v); }
 FAST Pack expm1(Pack x) { return expm1_of(x.v); }
+FAST Pack tanh(Pack x) { return tanh_of(x.v); }
 FAST Pack sqrt(Pack x) { return sqrt_of(x.v); }
 FAST Pack fabs(Pack x) { return (vec)((ints)x.v & ~(ints)all(number(-0.0))); }
 FAST Pack fmax(Pack a, Pack b) { return b.v > a.v || a.v != a.v ? b.v : a.v; }  // of a NaN and x it is x
@@ -94,7 +102,7 @@ FAST Pack min(Pack a, Pack b) { return fmin(a, b); }
         for (int lane = 0; lane < W; lane++) x.v[lane] = ::name(x.v[lane]);     \
         return x;                                                               \
     }
-LANE_BY_LANE(log) LANE_BY_LANE(log1p) LANE_BY_LANE(tanh)
+LANE_BY_LANE(log) LANE_BY_LANE(log1p)
 
 template <class T>
 struct ptr;  // int* and the like: a kernel for packs writes only real

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <tuple>
 #include <unordered_set>
 
 namespace {
@@ -37,8 +38,8 @@ struct Watched {  // an argument, or an array of the kernel's own
 struct Check {
     std::vector<Watched> arguments;
     std::vector<std::vector<Cell>> memories;                     // arguments that overlap share one
-    std::map<std::pair<int, std::string>, Watched> shared;       // by line and name, of the current block
-    std::map<std::pair<int, int>, int> sites;                    // (line, array) -> its number
+    std::map<std::string, Watched> shared;                       // by line and name, of the current block
+    std::map<std::tuple<const char*, int, int>, int> sites;      // (file, line, array) -> its number
     std::vector<std::vector<int>> rounds;                        // thread, site -> accesses so far
     std::unordered_set<unsigned long long> sectors;              // of the current block
 };
@@ -57,9 +58,10 @@ inline bool unordered(const Moment& then, const Moment& me) {
     return then.warp != me.warp || (then.warp_epoch == me.warp_epoch && then.thread != me.thread);
 }
 
-inline void count_traffic(Watched& array, long long i, const Moment& me, int line) {
+inline void count_traffic(Watched& array, long long i, const Moment& me, const Line& line) {
     report->asked += array.item;
-    int& site = check->sites.emplace(std::make_pair(line, array.id), int(check->sites.size())).first->second;
+    const auto key = std::make_tuple(line.file, line.number, array.id);
+    int& site = check->sites.emplace(key, int(check->sites.size())).first->second;
     std::vector<int>& rounds = check->rounds[size_t(me.thread)];
     if (int(rounds.size()) <= site) rounds.resize(size_t(site) + 1);
     const unsigned long long round = (unsigned long long)rounds[size_t(site)]++;
@@ -72,7 +74,7 @@ inline std::string named(const char* unit, int number, dim3 shape) {
 }
 
 // True if element i may be read or written.
-inline bool watch(Watched& array, long long i, bool write, int line) {
+inline bool watch(Watched& array, long long i, bool write, const Line& line) {
     const auto found = [&](const char* kind, const std::string& why) {
         const std::string what = (write ? "writes " : "reads ") + array.name + "[" + std::to_string(i) + "]";
         finding(line, kind + array.name, what + why);

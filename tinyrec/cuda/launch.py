@@ -10,6 +10,7 @@ for float and once for double. NumPy arrays run through the same text, translate
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import sys
@@ -34,6 +35,7 @@ MOST_THREADS = 1024  # in a block, of any GPU
 REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}  # what `real` may be
 _DTYPE = {word: np.dtype(name) for word, name in DTYPES.items() if word != "real"}
 _RANGE = {t: (int(np.iinfo(t).min), int(np.iinfo(t).max)) for t in _DTYPE.values() if t.kind in "iu"}
+_NOTHING = ctypes.c_char * 0
 _TAKES = {"f": (int, float, np.integer, np.floating), "b": (bool, np.bool_)}  # the rest: (int, np.integer)
 
 
@@ -69,6 +71,11 @@ def host_build(build: str) -> Iterator[list[CheckReport]]:
         yield _mode.reports
     finally:
         _mode.build, _mode.reports = before
+
+
+def named_build() -> str | None:
+    """The build of the host_build that we are inside of, if any."""
+    return _mode.build
 
 
 @functools.cache
@@ -146,6 +153,8 @@ def launch(
         return
     function = _function(stem, name, real, xp, _mode.build)
     if xp is not np and shared_mem > SHARED_MEM:
+        if shared_mem > (limit := shared_limit(xp)):
+            raise ValueError(f"{name}: {shared_mem} bytes of shared memory, a block of this GPU has {limit}")
         function.max_dynamic_shared_size_bytes = shared_mem
     report = function(grid, block, ready, shared_mem=shared_mem)
     if report is not None and _mode.reports is not None:
@@ -214,9 +223,14 @@ def _kind(x: Any) -> str:
     return f"a {kind.__module__}.{kind.__name__}".replace("a builtins.", "a ")
 
 
+def address(x: np.ndarray) -> int:
+    """Where a contiguous NumPy array begins: x.ctypes.data, which takes twice as long and is asked twice a launch."""
+    return ctypes.addressof(_NOTHING.from_buffer(x.data)) if x.flags.writeable else x.ctypes.data
+
+
 def _extent(x: Array, xp: Any) -> tuple[int, int]:
     """First and last address of a contiguous array."""
-    first = x.ctypes.data if xp is np else x.data.ptr
+    first = address(x) if xp is np else x.data.ptr
     return first, first + x.nbytes
 
 

@@ -7,13 +7,16 @@
 // registers (loops over them are unrolled, or they would lie in memory; behind the last step the last is read again).
 //
 // Bytes per element in float32, without and with i: forward 12, 16 (z, f, (i); c), backward 24, 32 (z, f, (i), c, dc;
-// dz, df, (di)). Registers: 24 numbers of AHEAD steps forward, 40 backward.
+// dz, df, (di)).
+// Registers in float, at most: qrnn_forward 64, qrnn_backward 72. Of AHEAD steps they have 24 and 40 numbers in them.
 
 #define AHEAD 8
 
+__device__ real select(bool where, real a, real b) { return where ? a : b; }
+
 __device__ real sigmoid(real x) {  // without a branch; e is at most 1
-    const real e = exp(x < 0 ? x : -x), s = 1 / (1 + e);
-    return x < 0 ? e * s : s;
+    const real e = exp(select(x < 0, x, -x)), s = 1 / (1 + e);
+    return select(x < 0, e * s, s);
 }
 
 extern "C" __global__ void qrnn_forward(

@@ -14,7 +14,8 @@
 // Bytes per element of u in float32, each number once: forward 12 (u, dt; y), backward 20 (u, dt, dy; du, ddt); in both
 // N / 4 for `saved`, and in the backward N / 4 for db and dc, which have a row per 32 channels. The warps of a block
 // read the same u and dt, and all blocks of a sequence the same b and c: but for the first they come from a cache.
-// Registers: of a tile 48 numbers forward and 80 backward, where the state at work has 49 more: decay, h, b.
+// Registers in float, at most: selective_scan_forward 96, selective_scan_backward 228. Of a tile they have 48 and 80
+// numbers in them, and in the backward 49 of the state at work: decay, h, b.
 
 #define STEPS (64 / (int)sizeof(real))  // of a tile: 16 in float; 8 in double, which takes two registers
 #define WARPS 8                         // of a block, at most

@@ -19,8 +19,8 @@
 // Shared memory, in numbers; l is the odd one of d + 1 and d + 2, M the smaller of K and T, and W the warps of a block:
 //   forward (d + 1) l + 4 M l + M (M | 1), with d = 64, K = 16 and float 34 KB;
 //   backward 2 (d + 1) l + 6 M l + 2 M (M | 1) + W (2 d + 1) + K, 64 KB, which is what the smallest GPUs can give.
-// Registers: at most 80 forward and 128 backward, so a block has at most 256 threads, in whole warps. No atomics: a
-// result is the same every time.
+// Registers in float, at most: ttt_linear_forward 80, ttt_linear_backward 128. So a block has at most 256 threads, in
+// whole warps. No atomics: a result is the same every time.
 
 #include "ttt_linear.h"
 

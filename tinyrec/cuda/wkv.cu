@@ -1,27 +1,38 @@
 // WKV, the fading average of RWKV-4. Twin of recurrences/wkv.py; equation numbers are those of docs/recurrences/wkv.md.
 //
 // One thread per channel of a sequence walks through time with p, q and the gauge o in registers: any length, no
-// shared memory. The readout always takes form (8), which is safe for all parameters: beside the memory traffic one
-// more exponential costs little here, and form (9) would have to ask the host for a number.
+// shared memory. The readout takes form (9) where it is safe, and else (8), with one exponential more. Every thread
+// decides for its own channel, and so no number of the parameters is asked for by the host.
 //
 // A step waits for the one before it, but its inputs need not: those of a tile of STEPS steps are on their way at once,
 // into registers (loops over a tile are unrolled, or they would lie in memory; behind the last step the last one is
-// read again). The forward saves the state before every tile. The backward takes the tiles from last to first, each
-// once forward, to have the states of its steps in registers, and then back.
+// read again). The forward saves the state before every tile, and its steps have no branch around them, so that no
+// compiler moves a load into one: NVIDIA's did for sm_100 and sm_120, and each step waited for its own. The backward
+// takes the tiles from last to first, each once forward, to have the states of its steps in registers, and then back.
 //
 // Bytes per element in float32: forward 12 (k, v; y) + 0.75 saved, backward 20 (k, v, dy; dk, dv) + 0.75.
+// Registers in float, at most: wkv_forward 64, wkv_backward 168. Of a tile it has 131 numbers in them.
 
-#define STEPS (64 / (int)sizeof(real))  // of a tile: 16 in float; 8 in double, whose states need twice the registers
+#define STEPS (64 / (int)sizeof(real))          // of a tile: 16 in float; 8 in double, which takes two registers
+#define LARGEST (sizeof(real) == 4 ? 60 : 600)  // |u + lam| up to which (9) is safe: far from its overflow
 
 __device__ real select(bool where, real a, real b) { return where ? a : b; }
+__device__ bool every(bool here) { return here; }  // of one thread; for packs of threads it is all of them
 
-// keep and new of the state (5) when the gauge goes from `before` to `after`; past and now of the readout (8).
-struct Weights { real keep, fresh, past, now; };  // `new` is a word of C++
+struct Channel { real lam, u, ratio; bool single; };  // past / keep of (9); is it safe?
 
-__device__ Weights weigh(real before, real after, real k, real lam, real u) {
-    const real kept = before - after, arrived = k - after;  // only differences of gauges enter
-    const real current = arrived + u, less = exp(-fabs(kept - current));  // beside the larger one, which is e^0
-    return {exp(kept + lam), exp(arrived), select(kept > current, 1, less), select(kept > current, less, 1)};
+__device__ Channel channel_of(real time_decay, real time_first) {
+    const real lam = -exp(time_decay);
+    return {lam, time_first, exp(-time_first - lam), every(fabs(time_first + lam) < LARGEST)};
+}
+
+struct Readout { real past, now; };  // the weights of (7)
+
+// keep and new of (5) are e^(kept + lam) and e^arrived: the gauge before and k, seen from the gauge after the step.
+__device__ Readout readout(real keep, real fresh, real kept, real arrived, Channel of) {  // `new` is a word of C++
+    if (of.single) return {keep * of.ratio, fresh};  // (9)
+    const real current = arrived + of.u, less = exp(-fabs(kept - current));  // beside the larger one, which is e^0
+    return {select(kept > current, 1, less), select(kept > current, less, 1)};  // (8)
 }
 
 __device__ real next_gauge(real o, real k, real lam) { return select(o + lam > k, o + lam, k); }  // (4)
@@ -42,7 +53,7 @@ extern "C" __global__ void wkv_forward(
     int batch, int time, int width, int tiles) {
     const long long c = (long long)blockIdx.x * blockDim.x + threadIdx.x, rows = (long long)batch * width;
     if (c >= rows) return;
-    const real lam = -exp(time_decay[c % width]), u = time_first[c % width];
+    const Channel channel = channel_of(time_decay[c % width], time_first[c % width]);
     const long long first = c / width * time * width + c % width;  // of k[b, 0, channel]
     real p = p_init[c], q = q_init[c], o = o_init[c];
     for (int tile = 0; tile < tiles; tile++) {
@@ -59,12 +70,15 @@ extern "C" __global__ void wkv_forward(
         }
         #pragma unroll
         for (int j = 0; j < STEPS; j++) {
-            if (start + j >= time) continue;
-            const real after = next_gauge(o, kt[j], lam);
-            const Weights w = weigh(o, after, kt[j], lam, u);
-            y[first + (long long)(start + j) * width] = (w.past * p + w.now * vt[j]) / (w.past * q + w.now);  // (7)
-            p = w.keep * p + w.fresh * vt[j], q = w.keep * q + w.fresh;                                       // (6)
-            o = after;
+            const bool inside = start + j < time;
+            const real after = next_gauge(o, kt[j], channel.lam), kept = o - after, arrived = kt[j] - after;
+            const real keep = exp(kept + channel.lam), fresh = exp(arrived);      // (5)
+            const Readout w = readout(keep, fresh, kept, arrived, channel);
+            const real yt = (w.past * p + w.now * vt[j]) / (w.past * q + w.now);  // (7)
+            if (inside) y[first + (long long)(start + j) * width] = yt;
+            p = select(inside, keep * p + fresh * vt[j], p);                      // (6)
+            q = select(inside, keep * q + fresh, q);
+            o = select(inside, after, o);
         }
     }
     p_last[c] = p, q_last[c] = q, o_last[c] = o;
@@ -89,7 +103,7 @@ extern "C" __global__ void wkv_backward(
     int batch, int time, int width, int tiles) {
     const long long c = (long long)blockIdx.x * blockDim.x + threadIdx.x, rows = (long long)batch * width;
     if (c >= rows) return;
-    const real lam = -exp(time_decay[c % width]), u = time_first[c % width];
+    const Channel channel = channel_of(time_decay[c % width], time_first[c % width]);
     const long long first = c / width * time * width + c % width;
     real dp = dp_last[c], dq = dq_last[c], dlam = 0, du = 0;
     for (int tile = tiles - 1; tile >= 0; tile--) {
@@ -101,30 +115,30 @@ extern "C" __global__ void wkv_backward(
             const long long i = first + (long long)min(start + j, time - 1) * width;
             kt[j] = k[i], vt[j] = v[i], dyt[j] = dy[i];
         }
-        real p[STEPS + 1], q[STEPS + 1], o[STEPS + 1];  // before each step and after the last
+        real p[STEPS + 1], q[STEPS + 1], o[STEPS + 1], keep[STEPS], fresh[STEPS];  // p, q, o also after the last step
         p[0] = saved[s], q[0] = saved[s + rows], o[0] = saved[s + 2 * rows];
         #pragma unroll
         for (int j = 0; j < STEPS; j++) {
-            o[j + 1] = next_gauge(o[j], kt[j], lam);
-            const real keep = exp(o[j] - o[j + 1] + lam), fresh = exp(kt[j] - o[j + 1]);      // (5)
-            p[j + 1] = keep * p[j] + fresh * vt[j], q[j + 1] = keep * q[j] + fresh;           // (6)
+            o[j + 1] = next_gauge(o[j], kt[j], channel.lam);
+            keep[j] = exp(o[j] - o[j + 1] + channel.lam), fresh[j] = exp(kt[j] - o[j + 1]);       // (5)
+            p[j + 1] = keep[j] * p[j] + fresh[j] * vt[j], q[j + 1] = keep[j] * q[j] + fresh[j];   // (6)
         }
         #pragma unroll
         for (int j = STEPS - 1; j >= 0; j--) {
             if (start + j >= time) continue;
             const long long i = first + (long long)(start + j) * width;
-            const Weights w = weigh(o[j], o[j + 1], kt[j], lam, u);
-            const real den = w.past * q[j] + w.now, yt = (w.past * p[j] + w.now * vt[j]) / den;  // (7)
-            const real dnum = dyt[j] / den, dden = -dnum * yt;                                   // (10)
-            dlam += w.keep * (dp * p[j] + dq * q[j]);                                            // (12)
-            dv[i] = w.now * dnum + w.fresh * dp;                                                 // (13)
-            const real dbonus = w.now * dnum * (vt[j] - yt);                                     // (14)
-            du += dbonus;                                                                        // (15)
-            dk[i] = dbonus + w.fresh * (dp * vt[j] + dq);                                        // (16)
-            dp = w.keep * dp + w.past * dnum, dq = w.keep * dq + w.past * dden;                  // (11)
+            const Readout w = readout(keep[j], fresh[j], o[j] - o[j + 1], kt[j] - o[j + 1], channel);
+            const real den = w.past * q[j] + w.now, yt = (w.past * p[j] + w.now * vt[j]) / den;   // (7)
+            const real dnum = dyt[j] / den, dden = -dnum * yt;                                    // (10)
+            dlam += keep[j] * (dp * p[j] + dq * q[j]);                                            // (12)
+            dv[i] = w.now * dnum + fresh[j] * dp;                                                 // (13)
+            const real dbonus = w.now * dnum * (vt[j] - yt);                                      // (14)
+            du += dbonus;                                                                         // (15)
+            dk[i] = dbonus + fresh[j] * (dp * vt[j] + dq);                                        // (16)
+            dp = keep[j] * dp + w.past * dnum, dq = keep[j] * dq + w.past * dden;                 // (11)
         }
     }
-    dtime_decay[c] = lam * dlam;  // (17)
+    dtime_decay[c] = channel.lam * dlam;  // (17)
     dtime_first[c] = du;
     dp_init[c] = dp, dq_init[c] = dq;
 }

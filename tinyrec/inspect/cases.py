@@ -21,7 +21,7 @@ from ..ops.norm import inner
 from ..ops.rope import rope_tables
 from ..ops.softmax import softmax_error
 from .draw import Draw
-from .recurrence_cases import recurrences
+from .recurrence_cases import recurrences, wide_recurrences
 
 
 class Case(NamedTuple):
@@ -54,6 +54,15 @@ def op_name(op: Callable) -> str:
 
 def cases(seed: int = 0) -> dict[str, list[Case]]:
     """The cases of every op, by its name in tape.OPS; arrays are float64."""
+    return _table(seed, _elementwise, _shape, _reduce, _products, _layers, _attention, recurrences)
+
+
+def wide_cases(seed: int = 0) -> dict[str, list[Case]]:
+    """Larger cases of the recurrences, for their kernels: more than one block or warp, float64."""
+    return _table(seed, wide_recurrences)
+
+
+def _table(seed: int, *families: Callable) -> dict[str, list[Case]]:
     table: dict[str, list[Case]] = {}
 
     def case(
@@ -62,7 +71,7 @@ def cases(seed: int = 0) -> dict[str, list[Case]]:
     ) -> None:  # fmt: skip
         table.setdefault(op_name(op), []).append(Case(op, args, static, constants, gradient, reads))
 
-    for i, family in enumerate((_elementwise, _shape, _reduce, _products, _layers, _attention, recurrences)):
+    for i, family in enumerate(families):
         family(case, Draw(np.random.default_rng([seed, i])))
     return table
 
@@ -204,5 +213,6 @@ def _attention(case: Callable, draw: Draw) -> None:
     case(ops.attention, normal(5, 2, 6, 3), normal(5, 4, 2, 3), normal(5, 4, 2, 3))  # two keys carried, grouped heads
     reach = draw.integers(9, 2, 7)
     case(ops.attention, normal(2, 7, 4, 5), normal(2, 10, 1, 5), normal(2, 10, 1, 5), reach=reach)
+    case(ops.attention, normal(2, 7, 2, 3), normal(2, 9, 2, 3), normal(2, 9, 2, 3), reach=reach, window=3)
     reach = draw.integers(9, 1, 131)
     case(ops.attention, normal(1, 131, 2, 3), normal(1, 133, 1, 3), normal(1, 133, 1, 3), reach=reach)  # three chunks

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ..backend import get_xp
+from ..backend import get_xp, on_gpu
 from ..nn import GatedMLP, KVCache, Linear, RMSNorm, extended, lecun_normal, normal, zeros
 from ..ops import (
     attention,
@@ -61,8 +61,8 @@ class Places(NamedTuple):
     """What every block must know of where the tokens stand, worked out once.
 
     position (B, T) in the document. Where no block needs it, the rest is None: start (B, T), True where a document
-    begins; near (B, T), the positions, if some are so early that the convolution looks back beyond the start; cos and
-    sin (B, T, R / 2) for RoPE.
+    begins; near (B, T), the positions, if some are so early that the convolution looks back beyond the start (a GPU is
+    not asked, for it would have to be waited for); cos and sin (B, T, R / 2) for RoPE.
     """
 
     position: Any
@@ -119,9 +119,9 @@ class Griffin:
         start, near, rotation = positions == 0, positions < config.conv_width - 1, (None, None)
         if config.kinds.count("recurrent") < config.n_layers:
             rotation = rope_tables(positions, config.rotated, config.rope_base, x.dtype)
-        places = Places(
-            positions, start if config.reset and start.any() else None, positions if near.any() else None, *rotation
-        )
+        start = start if config.reset and (on_gpu(start) or start.any()) else None
+        near = positions if on_gpu(near) or near.any() else None
+        places = Places(positions, start, near, *rotation)
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):
             x, state = block(x, places, state)
@@ -201,11 +201,9 @@ class Attention:
         q = rope(reshape(self.q(x), shape=(batch, time, heads, d // heads)), places.cos, places.sin)
         k = rope(reshape(self.k(x), shape=(batch, time, 1, d // heads)), places.cos, places.sin)
         v = reshape(self.v(x), shape=(batch, time, 1, d // heads))
-        reach = places.position  # in the document, and in the window
-        if self.window is not None:
-            reach = get_xp(reach).minimum(reach, self.window)
         k, v, new_state = extended(k, v, state)
-        return self.out(reshape(attention(q, k, v, reach=reach), shape=x.shape)), new_state
+        mixed = attention(q, k, v, reach=places.position, window=self.window)  # in the document, and in the window
+        return self.out(reshape(mixed, shape=x.shape)), new_state
 
     def initial_state(self, batch: int, like: Any) -> KVCache:
         none = get_xp(like).zeros((batch, 0, 1, like.shape[1] // self.heads), like.dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..backend import errstate, get_xp
+from ..backend import errstate, fill_where, get_xp, on_gpu, row_dots
 from ..nn import without_tape
 from ..ops import rope_tables
 from ..ops.activation import GELU_CUBIC, GELU_SLOPE, softplus
@@ -74,7 +74,7 @@ class _Recurrent:
         xp, m, taps = get_xp(y), self.mixer, len(self.mixer.conv_w)
         window = xp.concatenate([state.conv, _linear(y, m.branch)[:, None]], axis=1)  # (B, W, E), oldest first
         seen = window
-        if int(position.min()) < taps - 1:  # the document is younger than the window
+        if on_gpu(y) or int(position.min()) < taps - 1:  # the document is younger than the window
             seen = window * (position[:, None] >= xp.arange(taps - 1, -1, -1))[..., None]
         u = (seen * m.conv_w).sum(axis=1) + m.conv_b  # (B, E)
         r = _sigmoid(xp, _block_linear(u, m.w_a, m.b_a))  # (2)
@@ -82,8 +82,9 @@ class _Recurrent:
         log_a = r * self.slope  # (3)
         a, th = xp.exp(log_a), xp.tanh(-log_a)  # (4)
         root = xp.sqrt(th / (0.5 * th + 0.5))  # (5)
-        if self.reset and (position == 0).any():  # (6)
-            a[position == 0], root[position == 0] = 0.0, 1.0
+        if self.reset and (on_gpu(y) or (position == 0).any()):  # (6)
+            fill_where(a, position == 0, 0.0)
+            fill_where(root, position == 0, 1.0)
         h = a * state.h + root * i * u  # (7)
         return _linear(_gelu(xp, _linear(y, m.gate)) * h, m.out), RecurrentState(h, window[:, 1:])
 
@@ -101,10 +102,10 @@ class _Attention:
         k = _rope(xp, _linear(y, m.k).reshape(batch, 1, d // m.heads), *rotation)
         cache = state.append(k[:, None], _linear(y, m.v).reshape(batch, 1, 1, d // m.heads))
         reach = position if m.window is None else xp.minimum(position, m.window)  # (B,)
-        n = int(reach.max()) + 1
+        n = cache.keys.shape[1] if on_gpu(y) else int(reach.max()) + 1  # those of a GPU are hidden below
         keys, values = cache.keys[:, -n:, 0], cache.values[:, -n:, 0]  # (B, n, K)
         scores = (q * (d // m.heads) ** -0.5) @ keys.swapaxes(1, 2)  # (B, H, n)
-        if batch > 1 and int(reach.min()) + 1 < n:  # sequences of different age
+        if on_gpu(y) or (batch > 1 and int(reach.min()) + 1 < n):  # sequences of different age
             age = xp.arange(keys.shape[1] - 1, -1, -1)
             scores = xp.where((age <= reach[:, None])[:, None], scores, -math.inf)
         scores -= scores.max(axis=2, keepdims=True)
@@ -127,7 +128,7 @@ def _block_linear(u: Any, w: Any, b: Any) -> Any:
 
 
 def _rmsnorm(xp: Any, x: Any, gain: Any, eps: float) -> Any:
-    mean_square = xp.vecdot(x, x)[:, None] * (1.0 / x.shape[1]) + eps
+    mean_square = row_dots(x, x)[:, None] * (1.0 / x.shape[1]) + eps
     return x / xp.sqrt(mean_square) * gain
 
 

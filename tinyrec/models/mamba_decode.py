@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import errstate, get_xp
+from ..backend import errstate, get_xp, row_dots
 from ..nn import without_tape
 from ..ops import softplus
 from .mamba import LayerState, Mamba
@@ -62,7 +62,7 @@ class _Mixer:
 
 
 def _rmsnorm(xp: Any, x: Any, norm: Any) -> Any:
-    return x / xp.sqrt(xp.vecdot(x, x)[:, None] * (1.0 / x.shape[1]) + norm.eps) * norm.gain
+    return x / xp.sqrt(row_dots(x, x)[:, None] * (1.0 / x.shape[1]) + norm.eps) * norm.gain
 
 
 def _silu(xp: Any, x: Any) -> Any:

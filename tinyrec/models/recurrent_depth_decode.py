@@ -9,6 +9,7 @@ speculate        guess some tokens with few iterations, verify them all at once 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,8 +137,7 @@ def _accepts(logits: Any, guess: int, tolerance: float) -> bool:
     """Is p(guess) >= tolerance * max p? With tolerance 1: is it the likeliest?"""
     if tolerance == 1.0:
         return bool(logits.argmax() == guess)
-    xp = get_xp(logits)
-    return bool(logits[guess] >= logits.max() + xp.log(tolerance))
+    return bool(logits[guess] >= logits.max() + math.log(tolerance))
 
 
 def without_last(state: DepthState, n: int) -> DepthState:

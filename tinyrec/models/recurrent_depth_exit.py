@@ -13,6 +13,7 @@ the coda and the head in each iteration; the last two need only the state. None 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +83,7 @@ def _minp_kl(before: Any, now: Any) -> Any:
 def _cut(log_p: Any) -> Any:
     """Probabilities below a tenth of the largest set to 1 / V, then normalized again."""
     xp = get_xp(log_p)
-    far = log_p < log_p.max(-1, keepdims=True) + float(xp.log(0.1))
+    far = log_p < log_p.max(-1, keepdims=True) + math.log(0.1)
     cut = xp.where(far, -_log_size(log_p), log_p)
     return cut - logsumexp(cut, axis=-1, keepdims=True)
 
@@ -96,7 +97,7 @@ def _entropy(log_p: Any) -> Any:
 
 
 def _log_size(x: Any) -> float:
-    return float(get_xp(x).log(float(x.shape[-1])))
+    return math.log(x.shape[-1])
 
 
 def _latent_diff(before: Any, now: Any) -> Any:

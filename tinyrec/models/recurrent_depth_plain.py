@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ..backend import get_xp
+from ..backend import get_xp, on_gpu, row_dots
 from ..nn import KVCache, extended, without_tape
 from ..ops import attention, embedding, rope_tables
 from .recurrent_depth import RecurrentDepth
@@ -192,11 +192,11 @@ class _Norm:
 def _normalized(x: Any, eps: float) -> Any:
     """x (..., h) / rms(x)."""
     h = x.shape[-1]
-    if x.size == h:
+    if x.size == h and not on_gpu(x):
         row = x.ravel()
         return x / math.sqrt(float(row.dot(row)) / h + eps)
     xp = get_xp(x)
-    return x / xp.sqrt(xp.vecdot(x, x)[..., None] * (1.0 / h) + eps)
+    return x / xp.sqrt(row_dots(x, x)[..., None] * (1.0 / h) + eps)
 
 
 def _after(norm: Any, w: Any) -> Any:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..backend import errstate, get_xp
+from ..backend import errstate, get_xp, row_dots
 from ..nn import without_tape
 from ..ops import rope_tables
 from ..ops.activation import GELU_CUBIC, GELU_SLOPE
@@ -93,7 +93,7 @@ class _Mixer:
         views = [m.k.w, m.q.w] if m.conv_q is None else [m.q.w]
         gate = [] if m.gate is None else [m.gate.w]
         self.products = norm_gain[:, None] * xp.concatenate([*views, m.v.w, *gate, -m.lam.w], axis=1)
-        self.minus_b, self.tau = -m.lam.b, [float(x) for x in m.tau()]
+        self.minus_b, self.tau = -m.lam.b, m.tau().tolist()
         self.read = (_Linear if m.inner.kind == "linear" else _MLP)(xp, m.inner)
         self.mean = xp.full((self.c, 1), 1.0 / self.c, m.q.w.dtype)
         self.out, self.out_bias = m.norm.gain[:, None] * m.out.w, m.norm.bias @ m.out.w
@@ -219,7 +219,7 @@ def _window(xp: Any, last: Any, x: Any) -> Any:
 
 def _rmsnorm(xp: Any, x: Any, eps: float) -> Any:
     """Without the gain, and the n in it: x / sqrt(sum x^2 + n eps)."""
-    return x / xp.sqrt(xp.vecdot(x, x) + x.shape[1] * eps)[:, None]
+    return x / xp.sqrt(row_dots(x, x) + x.shape[1] * eps)[:, None]
 
 
 def _gain(norm: Any) -> Any:

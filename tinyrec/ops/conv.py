@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import get_xp
+from ..backend import fill_where, get_xp, on_gpu
 from ..tape import fused
 from .shape import concat, getitem
 
@@ -45,7 +45,7 @@ def _many_steps(padded, w, positions):
         for j in range(1, taps):
             product = padded[rows, taps - 1 - j : taps - 1 - j + time] * w[taps - 1 - j]
             if positions is not None:
-                product[positions[rows] < j] = 0.0
+                fill_where(product, positions[rows] < j, 0.0)
             u[rows] += product
     return u
 
@@ -81,7 +81,7 @@ def causal_conv_vjp(gs, padded, w, positions):
         db += ones @ du[n]
         for j in range(taps):
             g = du[n]
-            if positions is not None and (positions[n] < j).any():
+            if positions is not None and (on_gpu(du) or (positions[n] < j).any()):
                 g = g * (positions[n] >= j)[:, None]
             here = slice(taps - 1 - j, taps - 1 - j + time)
             xp.multiply(g, padded[n, here], out=product)

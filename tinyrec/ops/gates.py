@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..backend import get_xp
+from ..backend import get_xp, on_gpu
 from ..tape import fused
 from .activation import GELU_CUBIC, GELU_SLOPE, gelu, sigmoid, silu
 
@@ -23,7 +23,7 @@ TILE = 16384  # elements; a float32 buffer of it is 64 KiB, and a handful of the
 
 def _tiles(*arrays) -> Iterable[Sequence]:
     """The same flat pieces of TILE elements of each contiguous array, one after the other (on a GPU: one piece)."""
-    if arrays[0].size <= TILE or get_xp(arrays[0]).__name__ != "numpy":
+    if arrays[0].size <= TILE or on_gpu(arrays[0]):
         return [arrays]
     flat = [a.reshape(-1) for a in arrays]
     return ([a[start : start + TILE] for a in flat] for start in range(0, flat[0].size, TILE))

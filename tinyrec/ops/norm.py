@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import get_xp
+from ..backend import get_xp, row_dots
 from ..tape import op
 from .elementwise import mul, pow
 from .matmul import column_sums
@@ -14,7 +14,7 @@ def inner(a, b):
     """sum of a b over the last axis, which stays with size 1: (..., D), (..., D) -> (..., 1); no product array."""
     if a.shape != b.shape:
         raise ValueError("a and b must have one shape")
-    return get_xp(a).vecdot(a, b)[..., None], (a, b)
+    return row_dots(a, b)[..., None], (a, b)
 
 
 @inner.vjp
@@ -28,7 +28,7 @@ def rmsnorm(x, gain=None, *, eps: float = 1e-6, one_plus: bool = False):
     if gain is not None and gain.shape != x.shape[-1:]:
         raise ValueError(f"gain must be ({x.shape[-1]},)")
     xp = get_xp(x)
-    y = x / xp.sqrt(xp.vecdot(x, x)[..., None] * (1.0 / x.shape[-1]) + eps)
+    y = x / xp.sqrt(row_dots(x, x)[..., None] * (1.0 / x.shape[-1]) + eps)
     if gain is not None:
         y *= gain + 1.0 if one_plus else gain
     return y, (x, gain, eps, one_plus)
@@ -50,7 +50,7 @@ def layernorm(x, gain, bias, *, eps: float = 1e-5):
         raise ValueError(f"gain and bias must be ({x.shape[-1]},)")
     centred = x - x.mean(axis=-1, keepdims=True)
     xp = get_xp(x)
-    y = centred / xp.sqrt(xp.vecdot(centred, centred)[..., None] * (1.0 / x.shape[-1]) + eps)
+    y = centred / xp.sqrt(row_dots(centred, centred)[..., None] * (1.0 / x.shape[-1]) + eps)
     y *= gain
     y += bias
     return y, (x, gain, eps)

@@ -168,3 +168,17 @@ def pad(x, *, widths: tuple[tuple[int, int], ...]):
 @pad.vjp
 def pad_vjp(g, widths, x_shape):
     return getitem(g, index=tuple(slice(b, b + n) for (b, _), n in zip(widths, x_shape, strict=True)))
+
+
+def skewed(x, shift: int, width: int):
+    """y (r, width), y[t, j] = x[t, shift + t - j], 0 outside of x (r, n): from steps back to places, or the reverse.
+
+    No op: for arrays alone.
+    """
+    xp, (rows, columns) = get_xp(x), x.shape
+    before, after = max(0, width - 1 - shift), max(0, shift + rows - columns)
+    padded = xp.zeros((rows, before + columns + after), x.dtype)
+    padded[:, before : before + columns] = x
+    down, right = padded.strides
+    start = padded[:, before + shift :]  # the place of y[0, 0]; that of y[t, j] is t down, t right, j left
+    return xp.lib.stride_tricks.as_strided(start, (rows, width), (down + right, -right))

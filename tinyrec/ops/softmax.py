@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..backend import get_xp
+import math
+
+from ..backend import fill_where, get_xp, on_gpu
 from ..tape import op
 from .shape import sum
 
@@ -32,6 +34,7 @@ def cross_entropy(logits, targets, *, ignore_index: int = -1, reduction: str = "
 
     logits (..., V), targets (...) integers in [0, V) or `ignore_index`, which scores nothing. reduction "mean" divides
     by the number of scored targets, "sum" does not. Raises ValueError for other targets, shapes, or nothing to score.
+    A GPU would have to be waited for to know of a wrong target: there the loss is NaN. For "mean" it is waited for.
     """
     xp = get_xp(logits)
     if targets.shape != logits.shape[:-1]:
@@ -39,7 +42,7 @@ def cross_entropy(logits, targets, *, ignore_index: int = -1, reduction: str = "
     flat, rows = targets.reshape(-1), logits.reshape(-1, logits.shape[-1])
     scored = flat != ignore_index
     wrong = scored & ((flat < 0) | (flat >= rows.shape[1]))
-    if wrong.any():
+    if not on_gpu(wrong) and wrong.any():
         raise ValueError(f"target {flat[wrong][0]} is outside of [0, {rows.shape[1]})")
     n = int(scored.sum()) if reduction == "mean" else 1
     if reduction not in ("mean", "sum") or n == 0:
@@ -47,6 +50,8 @@ def cross_entropy(logits, targets, *, ignore_index: int = -1, reduction: str = "
     top = rows.max(axis=1)
     log_total = top + xp.log(xp.exp(rows - top[:, None]).sum(axis=1))
     losses = (log_total - rows[xp.arange(len(flat)), xp.where(scored, flat, 0)]) * scored
+    if on_gpu(wrong):
+        fill_where(losses, wrong, math.nan)
     return losses.sum() * (1.0 / n), (logits, targets, ignore_index, 1.0 / n)
 
 
@@ -63,7 +68,7 @@ def softmax_error(logits, targets, *, ignore_index: int = -1):
     scored = targets != ignore_index
     rows, flat = y.reshape(-1, y.shape[-1]), targets.reshape(-1)
     rows[xp.arange(len(flat)), xp.where(flat != ignore_index, flat, 0)] -= 1.0
-    if not scored.all():
+    if on_gpu(scored) or not scored.all():
         y *= scored[..., None]
     return y, (logits, scored)
 

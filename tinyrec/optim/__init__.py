@@ -7,7 +7,7 @@
 """
 
 from .adamw import AdamW, is_matrix
-from .clip import clip_by_global_norm
+from .clip import clip_by_global_norm, global_norm
 from .for_model import OPTIMIZERS, optimizer_for
 from .huginn_adam import HuginnAdam
 from .schedule import SCHEDULES, learning_rate
@@ -18,6 +18,7 @@ __all__ = [
     "AdamW",
     "HuginnAdam",
     "clip_by_global_norm",
+    "global_norm",
     "is_matrix",
     "learning_rate",
     "optimizer_for",

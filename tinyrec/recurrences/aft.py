@@ -10,9 +10,10 @@ is an op of its own.
 
 Keys out of reach of every bias are summed up in a state (p, q, o): numerator p e^o, denominator q e^o (4). It counts as
 one more key, of bias 0. One core serves full (the window is everything) and local. It takes a block of queries at a
-time, in one of two forms of the same numbers; the host chooses, by (9):
+time, in one of two forms of the same numbers, chosen by (9):
 - two matrix products (8): e^(w - top) @ [e^(k - m) v, e^(k - m)], because w knows no channel and k no query;
 - one query at a time under its true maximum (10): for any k, and much slower.
+On a GPU, which would have to be waited for, it is always the products, in float64.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from ..backend import get_xp
+from ..backend import get_xp, on_gpu
 from ..ops.elementwise import exp, where
-from ..ops.shape import concat
+from ..ops.shape import concat, skewed
 from ..ops.softmax import softmax
 from ..tape import array_of, fused
 from .wkv import EMPTY, fresh_state, wkv
 
-ROWS = 128  # queries of a block
-TILE = 128 * 1024  # numbers of k worked on at a time: as many sequences as that, at least one
+ROWS, TILE = 128, 128 * 1024  # queries of a block; numbers of k at a time: as many sequences as that, at least one
 SHARE = 0.5  # of the exponents of the float format: how far k may spread (9)
 
 
@@ -58,38 +58,39 @@ def naive_local(k, v, w, p, q, o, recent_k, recent_v):
     return num / den, keep * p + (e * v).sum(axis=1), keep * q + e.sum(axis=1), o_last  # (6)
 
 
-def _turn(x, shift: int, width: int):
-    """y (r, width), y[t, j] = x[t, shift + t - j], 0 outside of x (r, n): from steps back to keys, or the reverse."""
-    xp, (rows, columns) = get_xp(x), x.shape
-    before, after = max(0, width - 1 - shift), max(0, shift + rows - columns)
-    padded = xp.zeros((rows, before + columns + after), x.dtype)
-    padded[:, before : before + columns] = x
-    down, right = padded.strides
-    start = padded[:, before + shift :]  # the place of y[0, 0]; that of y[t, j] is t down, t right, j left
-    return xp.lib.stride_tricks.as_strided(start, (rows, width), (down + right, -right))
+def _fits(k, o):
+    """(9), an array () of bool: do the keys lie so close together that (8) is safe?"""
+    xp, high, low = get_xp(k), k.max(axis=1), k.min(axis=1)
+    first = xp.where(o.max() > 0.5 * EMPTY, o, high)  # the state is one more key, if it holds anything
+    return (xp.maximum(high, first) - xp.minimum(low, first)).max() <= SHARE * math.log(xp.finfo(k.dtype).max)
 
 
-def _plan(k, w, o, by_key: bool) -> tuple:
-    """Is (9) violated? Blocks of queries, each: the keys that are `old` from there on, its rows, the keys `seen`, and
-    biases (r, 1 + n) for the state, which holds what is old, and for those seen. And what is old in the end.
+def _wide(*kvwpqo) -> tuple:
+    """The inputs to compute with: on a GPU in float64, where (9) allows 354; beyond that all is NaN."""
+    if not on_gpu(kvwpqo[0]):
+        return kvwpqo
+    k, v, w, p, q, o = (x.astype("float64") for x in kvwpqo)
+    return k + get_xp(k).where(_fits(k, o), 0.0, math.nan), v, w, p, q, o
+
+
+def _plan(k, w, o, by_key: bool, exact: bool) -> tuple:
+    """Blocks of queries, each: the keys that are `old` from there on, its rows, the keys `seen`, and biases (r, 1 + n)
+    for the state, which holds what is old, and for those seen. And what is old in the end.
     """
     xp, (time, window), before = get_xp(k), w.shape, k.shape[1] - len(w)
-    high, low, held = k.max(axis=1), k.min(axis=1), bool(o.max() > 0.5 * EMPTY)
-    if held:  # the state is one more key
-        high, low = xp.maximum(high, o), xp.minimum(low, o)
-    exact = not (high - low).max() <= SHARE * math.log(xp.finfo(k.dtype).max)  # (9)
+    held = xp.where(o.max() > 0.5 * EMPTY, 0.0, -math.inf)
     size, blocks, done = 1 if exact else ROWS, [], 0
     for start in range(0, time, size):
         rows = slice(start, min(start + size, time))
         seen = slice(max(0, before + start - window + 1), before + rows.stop)
         r, n = rows.stop - start, seen.stop - seen.start
         bias = xp.empty((r, 1 + n), w.dtype)
-        bias[:, 0] = 0.0 if held or seen.start else -math.inf
-        near = w[rows, seen] if by_key else _turn(w[rows], n - r, n)  # (2)
+        bias[:, 0] = 0.0 if seen.start else held
+        near = w[rows, seen] if by_key else skewed(w[rows], n - r, n)  # (2)
         bias[:, 1:] = xp.where(xp.tri(r, n, n - r, dtype=bool), near, -math.inf)  # nothing of the future
         blocks.append((slice(done, seen.start), rows, seen, bias))
         done = seen.start
-    return exact, blocks, slice(done, max(0, before + time - window + 1))
+    return blocks, slice(done, max(0, before + time - window + 1))
 
 
 def _factors(bias, exact: bool, state: tuple, k, v) -> tuple:
@@ -140,13 +141,11 @@ def _tiles(k) -> list[slice]:
     return [slice(b, b + size) for b in range(0, len(k), size)]
 
 
-def _means(k, v, w, p, q, o, by_key: bool) -> tuple:
-    """k, v (B, R + T, C), w (T, s), p, q, o (B, C) -> n and its denominators (B, T, C), last p, q, o.
-
-    The columns of w are keys, s = R + T, or steps back.
-    """
-    xp = get_xp(k)
-    exact, blocks, last = _plan(k, w, o, by_key)
+def _means(k, v, w, p, q, o, by_key: bool, exact: bool) -> tuple:
+    """k, v (B, R + T, C), p, q, o (B, C), w (T, s) of keys, s = R + T, or steps back -> n, den (B, T, C), p, q, o."""
+    xp, dtype = get_xp(k), k.dtype
+    k, v, w, p, q, o = _wide(k, v, w, p, q, o)
+    blocks, last = _plan(k, w, o, by_key, exact)
     n = xp.empty((len(k), len(w), k.shape[2]), k.dtype)
     den, p_last, q_last, o_last = (xp.empty_like(x) for x in (n, p, q, o))
     for b in _tiles(k):
@@ -159,13 +158,15 @@ def _means(k, v, w, p, q, o, by_key: bool) -> tuple:
             xp.divide(y[:, 0], y[:, 1], out=n[b, rows])  # (5)
         pq, o_last[b] = _absorb(state, kb[:, last], vb[:, last])
         p_last[b], q_last[b] = pq[:, 0], pq[:, 1]
-    return n, den, p_last, q_last, o_last
+    n, p_last, q_last, o_last = (x.astype(dtype, copy=False) for x in (n, p_last, q_last, o_last))
+    return n, den, p_last, q_last, o_last  # den may be too small for float32
 
 
-def _means_vjp(g, dp_last, dq_last, k, v, w, p, q, o, by_key: bool, n, den) -> tuple:
+def _means_vjp(g, dp_last, dq_last, k, v, w, p, q, o, by_key: bool, exact: bool, n, den) -> tuple:
     """dk, dv, dw and the gradients of the first p and q."""
-    xp = get_xp(k)
-    exact, blocks, last = _plan(k, w, o, by_key)
+    xp, dtype = get_xp(k), k.dtype
+    k, v, w, p, q, o = _wide(k, v, w, p, q, o)
+    blocks, last = _plan(k, w, o, by_key, exact)
     dk, dv, dw, dp, dq = (xp.zeros_like(x) for x in (k, v, w, p, q))
     for b in _tiles(k):
         kb, vb, dkb, dvb = k[b], v[b], dk[b], dv[b]
@@ -179,7 +180,7 @@ def _means_vjp(g, dp_last, dq_last, k, v, w, p, q, o, by_key: bool, n, den) -> t
             dy = xp.stack([dnum, -dnum * n[b, rows]], axis=1)  # (14)
             factors = _factors(bias, exact, after, kb[:, seen], vb[:, seen])
             dbias, dpq_read, dk_seen, dv_seen = _factors_vjp(dy, *factors)
-            dnear = dbias if by_key else _turn(dbias, dbias.shape[1] - len(dbias), w.shape[1])  # (2)
+            dnear = dbias if by_key else skewed(dbias, dbias.shape[1] - len(dbias), w.shape[1])  # (2)
             dw[rows, seen if by_key else slice(None)] += dnear
             dkb[:, seen] += dk_seen
             dvb[:, seen] += dv_seen
@@ -187,7 +188,7 @@ def _means_vjp(g, dp_last, dq_last, k, v, w, p, q, o, by_key: bool, n, den) -> t
             dkb[:, old] += dk_old
             dvb[:, old] += dv_old
         dp[b], dq[b] = dpq[:, 0], dpq[:, 1]
-    return dk, dv, dw, dp, dq
+    return tuple(x.astype(dtype, copy=False) for x in (dk, dv, dw, dp, dq))
 
 
 @fused(naive_full)
@@ -199,14 +200,15 @@ def aft_full(k, v, w):
     """
     if k.ndim != 3 or v.shape != k.shape or w.ndim != 2 or w.shape[1] != k.shape[1] or not 1 <= len(w) <= w.shape[1]:
         raise ValueError("expected k and v of one shape (B, S, C) and w (T, S) with 1 <= T <= S")
-    n, den, *_ = _means(k, v, w, *fresh_state(len(k), k.shape[2], k), by_key=True)
-    return n, (k, v, w, n, den)
+    p, q, o = fresh_state(len(k), k.shape[2], k)
+    n, den, *_ = _means(k, v, w, p, q, o, True, exact := not (on_gpu(k) or _fits(k, o)))
+    return n, (k, v, w, n, den, exact)
 
 
 @aft_full.vjp
-def aft_full_vjp(g, k, v, w, n, den):
+def aft_full_vjp(g, k, v, w, n, den, exact):
     state = p, q, _ = fresh_state(len(k), k.shape[2], k)
-    return _means_vjp(g, p, q, k, v, w, *state, True, n, den)[:3]
+    return _means_vjp(g, p, q, k, v, w, *state, True, exact, n, den)[:3]
 
 
 def aft_simple(k, v, p, q, o):
@@ -235,14 +237,14 @@ def aft_local(k, v, w, p, q, o, recent_k, recent_v):
     if not p.shape == q.shape == o.shape == (batch, width):
         raise ValueError(f"expected p, q, o ({batch}, {width})")
     k_all, v_all = (get_xp(k).concatenate(x, axis=1) for x in ((recent_k, k), (recent_v, v)))
-    n, den, *state = _means(k_all, v_all, w, p, q, o, by_key=False)
-    return (n, *state), (k, v, w, p, q, o, recent_k, recent_v, n, den)
+    n, den, *state = _means(k_all, v_all, w, p, q, o, False, exact := not (on_gpu(k) or _fits(k_all, o)))
+    return (n, *state), (k, v, w, p, q, o, recent_k, recent_v, n, den, exact)
 
 
 @aft_local.vjp
-def aft_local_vjp(gs, k, v, w, p, q, o, recent_k, recent_v, n, den):
+def aft_local_vjp(gs, k, v, w, p, q, o, recent_k, recent_v, n, den, exact):
     xp, r = get_xp(k), recent_k.shape[1]
     k_all, v_all = (xp.concatenate(x, axis=1) for x in ((recent_k, k), (recent_v, v)))
     g, dp, dq, _ = (xp.zeros_like(x) if gx is None else gx for gx, x in zip(gs, (n, o, o, o), strict=True))
-    dk, dv, dw, dp, dq = _means_vjp(g, dp, dq, k_all, v_all, w, p, q, o, False, n, den)
+    dk, dv, dw, dp, dq = _means_vjp(g, dp, dq, k_all, v_all, w, p, q, o, False, exact, n, den)
     return dk[:, r:], dv[:, r:], dw, dp, dq, None, dk[:, :r], dv[:, :r]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from ..backend import get_xp
+from ..backend import get_xp, row_dots
 from ..ops.shape import concat, getitem, reshape, transpose
 from ..tape import Tensor, array_of
 from ..walk import grad
@@ -181,7 +181,7 @@ def changes_vjp(da: Any, x: Any, y: Any, lam: Any, tau: Any, factor: Any, rates:
     """(12): dx and dy (without the 1), dlam, dtau (m,), and that of step."""
     xp, m = get_xp(da), len(tau)
     upper, lower = da[..., :m, :], da[..., m:, :].swapaxes(-1, -2).copy()
-    dlam = xp.vecdot(lower, y)[..., None]
+    dlam = row_dots(lower, y)[..., None]
     dfactor = xp.vdot(dlam, lam)
     dlam *= factor
     dscores = upper * rates

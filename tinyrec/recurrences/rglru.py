@@ -10,7 +10,7 @@ r_t and a learned lam, and a gated input whose scale sqrt(1 - a_t^2) keeps the s
 
 from __future__ import annotations
 
-from ..backend import get_xp
+from ..backend import fill_where, get_xp
 from ..cuda.launch import contiguous, launch
 from ..cuda.switch import kernels_wanted
 from ..ops.activation import sigmoid, sigmoid_of, softplus
@@ -55,7 +55,8 @@ def _decay(r, slope, starts) -> tuple:
     m /= 0.5 * m + 0.5
     xp.sqrt(m, out=m)  # (5)
     if starts is not None:
-        a[starts], m[starts] = 0.0, 1.0  # (6)
+        fill_where(a, starts, 0.0)  # (6)
+        fill_where(m, starts, 1.0)
     return a, m
 
 

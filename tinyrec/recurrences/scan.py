@@ -6,20 +6,28 @@ which NumPy walks faster than slices [:, t]. Any trailing shape (...), any T >= 
 Two forms of the same numbers, chosen by the length of a row:
 - the loop, two NumPy calls per step: long rows (the work of a call outweighs the call);
 - two-level: all chunks of C steps side by side, then a carry over the chunks: short rows, fewer and larger calls.
+The kernels have the same two forms, and there it is the number of threads that decides.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ..backend import get_xp
-from ..cuda.launch import contiguous, launch
+from ..cuda.launch import BLOCK, contiguous, launch
 from ..cuda.switch import kernels_wanted
 from ..ops.shape import concat, getitem, stack
 from ..tape import array_of, op
 
 SHORT_ROW = 700  # numbers in a row below which two levels beat the loop: `python -m benchmarks scan-rows` measures it
 CHUNK = 32
+# On a GPU two levels take three launches instead of one and 20 bytes instead of 12, and have a thread for every chunk.
+# These are estimates; none was measured on a GPU.
+ENOUGH_THREADS = 60_000  # they keep the memory of a large GPU busy: 128 multiprocessors, 15 warps each
+LEAST_STEPS = 64  # of a chunk on a GPU, so that the ends of the chunks are few beside its steps
+LEAST_CHUNKS = 8  # below it, what more threads gain the more bytes and launches may lose
 
 
 def naive(a, b, h_init):
@@ -41,8 +49,11 @@ def scan(a, b, h_init):
     xp = get_xp(a)
     h = xp.empty(b.shape, b.dtype)
     if kernels_wanted(xp, "scan"):
-        rows = h_init.size
-        launch("scan", "scan_forward", *contiguous(a, b, h_init), h, len(a), rows, threads=rows)
+        inputs, rows = contiguous(a, b, h_init), h_init.size
+        if steps := _chunk_steps(xp, len(a), rows):
+            _by_chunks(*inputs, out=h, steps=steps, back=False)
+        else:
+            launch("scan", "scan_forward", *inputs, h, len(a), rows, threads=rows)
     else:
         scan_into(a, b, h_init, h)
     return (h, h[-1].copy()), (a, h, h_init)
@@ -68,9 +79,12 @@ def adjoint_scan(a, g, g_last):
     delta = xp.empty(g.shape, g.dtype)
     if not kernels_wanted(xp, "scan"):
         return (delta, adjoint_into(a, g, g_last, delta)), (a, delta)
-    first, rows = xp.empty(g_last.shape, g.dtype), g_last.size
-    inputs = contiguous(a, None, None, g, g_last)
-    launch("scan", "scan_backward", *inputs, None, delta, first, len(a), rows, threads=rows)
+    inputs, rows = contiguous(a, g, g_last), g_last.size
+    if steps := _chunk_steps(xp, len(a), rows):
+        first = _by_chunks(*inputs, out=delta, steps=steps, back=True).reshape(g_last.shape)
+    else:
+        first, arrays = xp.empty(g_last.shape, g.dtype), (inputs[0], None, None, *inputs[1:], None, delta)
+        launch("scan", "scan_backward", *arrays, first, len(a), rows, threads=rows)
     return (delta, first), (a, delta)
 
 
@@ -98,6 +112,30 @@ def times_previous_vjp(g, delta, h, h_init):
     later = getitem(product, index=slice(1, None))
     dh = concat(later, getitem(product, index=slice(0, 1)) * 0.0)
     return ddelta, dh, getitem(product, index=0)
+
+
+def _chunk_steps(xp, time: int, rows: int) -> int:
+    """How many steps of time a thread takes where the kernels cut it into chunks; 0 where they do not.
+
+    On a CPU they never do: threads run one after the other there.
+    """
+    steps = max(LEAST_STEPS, -(-time * rows // ENOUGH_THREADS))
+    return 0 if xp is np or time <= (LEAST_CHUNKS - 1) * steps else steps
+
+
+def _by_chunks(a, b, first, *, out, steps: int, back: bool):
+    """(9) (10) (11) by kernels, h written to out (T, ...); or backwards (4), with dh for b and delta for h.
+
+    a, b (T, ...), first (...). Returns the state, or the carry (7), after the last chunk (rows,).
+    """
+    xp, time, rows = get_xp(a), len(a), first.size
+    chunks = -(-time // steps)
+    p_last, l_last, ends = (xp.empty((chunks, rows), a.dtype) for _ in range(3))
+    sizes, grid = (time, rows, chunks, steps, back), (-(-rows // BLOCK), chunks)
+    launch("scan", "scan_ends", a, b, p_last, l_last, *sizes, grid=grid)
+    launch("scan", "scan_forward", p_last, l_last, first, ends, chunks, rows, threads=rows)
+    launch("scan", "scan_chunks", a, b, first, ends, out, *sizes, grid=grid)
+    return ends[-1]
 
 
 def _check(a, b, h_init) -> None:
