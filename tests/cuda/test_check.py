@@ -1,12 +1,9 @@
 """The checker finds every planted mistake, says where it is, and keeps silent where there is none."""
 
-import math
-
 import numpy as np
 import pytest
 
 from tinyrec.cuda.host import HostModule
-from tinyrec.cuda.launch import kernel_text
 
 RIGHT = """
 __device__ real twice(const real* x, long long i) { return 2 * x[i]; }
@@ -163,7 +160,7 @@ CASES = {  # kernel -> blocks, arguments, a piece of the line with the mistake, 
     "blocks_share": (2, (Y,), "y[0] += 1", "block 1 reads y[0], which block 0 wrote: a race"),
     "block_reads_block": (2, (Y,), "y[blockIdx.x - 1]", "block 1 reads y[0], which block 0 wrote: a race"),
     "divergent": (1, (Y,), "< 7", "waits at a barrier that thread 7 never reaches: it has ended"),
-    "two_barriers": (1, (Y,), "} else {\n", "waits at a barrier that thread 1 never reaches: it waits at line"),
+    "two_barriers": (1, (Y,), "} else {\n", "barrier that thread 1 never reaches: it waits at kernel.cu:"),
     "unset": (1, (Y,), "= s[threadIdx.x];", "thread 60 of block 0 reads s[60], which nobody has wri"),
     "tile_edge": (1, (Y,), "/ 4 + 1]", "takes [16] of 16 in s: out of bounds"),
     "local_end": (1, (X, Y, np.int32(5)), "kept[i] = x[i]", "thread 0 of block 0 takes [4] of 4"),
@@ -185,28 +182,6 @@ def test_a_planted_mistake_is_found(planted, name):
     kinds = {finding.split(": ")[0] for finding in report.findings}
     assert len(kinds) == len(report.findings) == (2 if name == "no_second_barrier" else 1)
     assert all(finding.endswith(f", in {name}") for finding in report.findings)
-
-
-MUTANTS = [
-    ("scan", "if (c >= rows) return;", "", "out of bounds"),
-    ("rglru", "max(t - 1, 0)", "t - 1", "out of bounds"),
-    ("wkv", "q_last[c] = q", "q_last[c / 2] = q", "a race"),
-]
-
-
-@pytest.mark.parametrize(("stem", "right", "wrong", "words"), MUTANTS)
-def test_a_mistake_planted_into_a_kernel_is_found(cpp, stem, right, wrong, words):
-    assert right in kernel_text(stem)
-    module = HostModule(code=kernel_text(stem).replace(right, wrong), options=("-Dreal=float",), build="check")
-    sizes, findings = {"batch": 2, "time": 17, "width": 70, "rows": 140, "tiles": 2}, []
-    for name, parameters in module.parameters.items():
-        args = []
-        for p in parameters:
-            size = math.prod(int(word) if word.isdecimal() else sizes[word] for word in p.shape)
-            dtype = {"real": "float32", "bool": "bool", "int": "int32", "long long": "int64"}[p.type]
-            args.append(np.full(size, 1, dtype) if p.pointer else np.dtype(dtype).type(sizes[p.name]))
-        findings += module.get_function(name)((2,), (128,), tuple(args)).findings
-    assert any(words in finding for finding in findings)
 
 
 def test_the_values_are_right_although_a_barrier_is_missing(planted):

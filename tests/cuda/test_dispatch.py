@@ -1,48 +1,25 @@
 """Every recurrence that has a kernel, run through it: NumPy arrays stand in for those of a GPU."""
 
-import importlib
-
 import numpy as np
 import pytest
 
 from tinyrec.check import assert_close
-from tinyrec.cuda import ttt_linear as wrapper
-from tinyrec.cuda.launch import launch
+from tinyrec.cuda.launch import host_build, kernels
+from tinyrec.cuda.switch import use_host_kernels
 from tinyrec.inspect import cases
 from tinyrec.inspect.cases import call_of
 from tinyrec.tape import Tensor
 from tinyrec.walk import grad, is_float
 
 STEMS = ("scan", "rglru", "wkv", "selective_scan", "lstm", "qrnn", "ttt_linear")
-TABLE = {stem: importlib.import_module(f"tinyrec.recurrences.{stem}") for stem in STEMS}
 CASES = [
     pytest.param(stem, case, id=f"{case.op.__name__}-{i}")
     for stem in STEMS
     for name, found in cases().items()
     if name.startswith(f"tinyrec.recurrences.{stem}.")
     for i, case in enumerate(found)
-    if case.op.__name__ != "times_previous" and case.args[0].size < 2000  # no kernel of its own; minutes in fibers
+    if case.op.__name__ != "times_previous"  # has no kernel of its own
 ]
-
-
-@pytest.fixture
-def through_kernels(monkeypatch, cpp):
-    """A function that switches to the kernels, and gives the list of the stems of all launches from then on."""
-    launched = []
-
-    def noted(stem, *args, **keywords):
-        launched.append(stem)
-        launch(stem, *args, **keywords)
-
-    def switch():
-        for module in TABLE.values():
-            monkeypatch.setattr(module, "kernels_wanted", lambda xp, stem: True)
-        for module in (*TABLE.values(), wrapper):
-            if hasattr(module, "launch"):
-                monkeypatch.setattr(module, "launch", noted)
-        return launched
-
-    return switch
 
 
 def outputs_and_gradients(fn, case):
@@ -65,28 +42,29 @@ def outputs_and_gradients(fn, case):
 
 
 @pytest.mark.parametrize(("stem", "case"), CASES)
-def test_the_kernel_gives_what_the_numpy_form_gives(through_kernels, stem, case):
+def test_the_kernel_gives_what_the_numpy_form_gives(cpp, stem, case):
     expected = outputs_and_gradients(call_of(case), case)
-    launched = through_kernels()
-    found = outputs_and_gradients(call_of(case), case)
+    with use_host_kernels(), host_build("check") as reports:
+        found = outputs_and_gradients(call_of(case), case)
     one_step = stem in ("rglru", "wkv") and case.args[0].shape[1] == 1  # a launch would cost more than the step
-    assert set(launched) == (set() if one_step else {stem})
+    assert len(reports) > 0 or one_step
+    assert {report.kernel for report in reports} <= set(kernels(stem))
+    assert [finding for report in reports for finding in report.findings] == []
     for x, y in zip(found, expected, strict=True):
         assert x.shape == y.shape and x.dtype == y.dtype
         assert_close(x, y, 1e-11)
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_what_the_forward_kept_decides_in_the_backward(through_kernels, stem, monkeypatch):
+def test_what_the_forward_kept_decides_in_the_backward(cpp, stem):
     """A gradient may be asked for where the switch is the other way again."""
     case = next(param.values[1] for param in CASES if param.values[0] == stem)
     leaves = [Tensor(a, True) if is_float(a) and i not in case.constants else a for i, a in enumerate(case.args)]
     xs = [x for x in leaves if type(x) is Tensor]
     y = call_of(case)(*leaves)[0]
     expected = grad(y, xs, np.ones(y.shape))
-    through_kernels()
-    y = call_of(case)(*leaves)[0]
-    for module in TABLE.values():
-        monkeypatch.setattr(module, "kernels_wanted", lambda xp, stem: False)
+    with use_host_kernels(), host_build("check") as reports:
+        y = call_of(case)(*leaves)[0]
+    assert len(reports) == 1
     for a, b in zip(grad(y, xs, np.ones(y.shape)), expected, strict=True):
         assert_close(a, b, 1e-11)

@@ -61,6 +61,16 @@ def test_a_kernel_without_packs_is_not_wanted(cpp, monkeypatch):
     has_simd.cache_clear()
 
 
+@pytest.mark.parametrize("stem", ["scan", "lstm"])
+def test_a_build_that_is_named_runs_every_kernel(cpp, stem):
+    with launch.host_build("fiber"):
+        assert not kernels_wanted(np, stem)  # to name a build is not to switch on
+        with use_host_kernels():
+            assert kernels_wanted(np, stem)
+    with use_host_kernels():
+        assert kernels_wanted(np, stem) == (stem == "scan")
+
+
 def test_no_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setattr(host.shutil, "which", lambda name: None)
     host.compiler.cache_clear()

@@ -22,6 +22,7 @@ COMMANDS = {
     "plot": "draw the loss of a run",
     "info": "what there is: models, presets, data, this machine; or one model or run",
     "check": "compare every hand-written gradient with finite differences",
+    "cuda": "check the CUDA kernels on a CPU, or stop in one thread of them in gdb",
     "bench": "time tinyrec beside PyTorch",
     "demo": "train a small Hawk in 1 to 3 minutes, then write, evaluate, plot",
 }

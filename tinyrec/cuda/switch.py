@@ -6,6 +6,9 @@
 
 NumPy is the reference. The kernels give the same numbers up to rounding, several times faster where exponentials are
 many (docs/cuda.md), in the simd build of host.py; that takes a C++ compiler and, once for each kernel, a second or two.
+
+    with use_host_kernels(), host_build("check") as reports:  # every kernel there is, in the build that is named
+        ...
 """
 
 from __future__ import annotations
@@ -49,8 +52,9 @@ class use_host_kernels:  # named like a function, which it is for who does not w
 
 
 def kernels_wanted(xp: Any, stem: str) -> bool:
-    """Should <stem>.cu run for arrays of this module, numpy or cupy? On a CPU only if it has a simd build."""
-    return xp is not np or (use_host_kernels._on and has_simd(stem))
+    """Should <stem>.cu run for arrays of this module, numpy or cupy? On a CPU only if it has a simd build, or inside of
+    host_build, which names another."""
+    return xp is not np or (use_host_kernels._on and (launch.named_build() is not None or has_simd(stem)))
 
 
 @functools.cache
