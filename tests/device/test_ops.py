@@ -10,6 +10,7 @@ from tinyrec.inspect import cases
 from tinyrec.inspect.cases import call_of
 from tinyrec.ops.embedding import ONE_HOT, add_rows
 from tinyrec.recurrences.aft import aft_full
+from tinyrec.recurrences.scan import scan
 from tinyrec.tape import Tensor
 from tinyrec.walk import grad, is_float
 
@@ -83,3 +84,16 @@ def test_a_table_longer_than_one_product(cupy, placed):
     tokens, g = rng.integers(0, ONE_HOT + 5, (3, 400)), rng.standard_normal((3, 400, 2))
     there = add_rows(placed(g), placed(tokens), n_rows=ONE_HOT + 5)
     assert_close(there, add_rows(g, tokens, n_rows=ONE_HOT + 5), 1e-13)
+
+
+def test_a_scan_so_long_that_time_is_cut_into_chunks(cupy, placed):
+    draw = np.random.default_rng(8)
+    a, b, h_init, dh, dh_last = (draw.uniform(0.2, 0.9, shape) for shape in ((460, 3), (460, 3), 3, (460, 3), 3))
+    found = []
+    for move in (placed, lambda x: x):
+        leaves = [Tensor(move(x), True) for x in (a, b, h_init)]
+        h, last = scan(*leaves)
+        found.append([h.data, last.data, *grad((h * move(dh)).sum() + (last * move(dh_last)).sum(), leaves)])
+    for x, y in zip(*found, strict=True):
+        assert isinstance(x, cupy.ndarray)
+        assert_close(x, y, 1e-12)

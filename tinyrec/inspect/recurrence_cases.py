@@ -40,6 +40,7 @@ def recurrences(case: Callable, draw: Draw) -> None:
 
 def wide_recurrences(case: Callable, draw: Draw) -> None:
     """For kernels: more than one block or warp, and rows that are whole sectors of 32 bytes (docs/cuda.md)."""
+    _scan(case, draw, 460, 8)  # so long, with so few threads, that time is cut into chunks
     _scan(case, draw, 16, 2, 72)
     _rglru(case, draw, 2, 16, 72)
     _wkv(case, draw, 2, 16, 72)

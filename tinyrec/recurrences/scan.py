@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from ..backend import get_xp
-from ..cuda.launch import BLOCK, contiguous, launch
+from ..cuda.launch import BLOCK, contiguous, launch, named_build
 from ..cuda.switch import kernels_wanted
 from ..ops.shape import concat, getitem, stack
 from ..tape import array_of, op
@@ -117,10 +117,11 @@ def times_previous_vjp(g, delta, h, h_init):
 def _chunk_steps(xp, time: int, rows: int) -> int:
     """How many steps of time a thread takes where the kernels cut it into chunks; 0 where they do not.
 
-    On a CPU they never do: threads run one after the other there.
+    On a CPU they do not, as threads run one after the other there; but a build that somebody names has what a GPU has.
     """
     steps = max(LEAST_STEPS, -(-time * rows // ENOUGH_THREADS))
-    return 0 if xp is np or time <= (LEAST_CHUNKS - 1) * steps else steps
+    one_by_one = xp is np and named_build() is None
+    return 0 if one_by_one or time <= (LEAST_CHUNKS - 1) * steps else steps
 
 
 def _by_chunks(a, b, first, *, out, steps: int, back: bool):
