@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import errstate, get_xp, row_dots
-from ..nn import without_tape
+from ..backend import errstate, get_xp
+from ..nn import over_rms, without_tape
 from ..ops import softplus
 from .mamba import LayerState, Mamba
 
@@ -32,10 +32,10 @@ class Decoder:
         x = self.plain.embedding[tokens]  # (B, M)
         with errstate(over="ignore"):  # e^-x far below zero; 1 / (1 + inf) = 0 is right
             for block, mixer, layer in zip(self.plain.blocks, self.mixers, state, strict=True):
-                mixed, layer = mixer.step(xp, _rmsnorm(xp, x, block.norm), layer)
+                mixed, layer = mixer.step(xp, _rmsnorm(x, block.norm), layer)
                 x = x + mixed
                 layers.append(layer)
-        return _rmsnorm(xp, x, self.plain.final_norm) @ self.head, tuple(layers)
+        return _rmsnorm(x, self.plain.final_norm).dot(self.head), tuple(layers)
 
 
 class _Mixer:
@@ -49,20 +49,20 @@ class _Mixer:
     def step(self, xp: Any, y: Any, state: LayerState) -> tuple[Any, LayerState]:
         """y (B, M) -> (B, M) and the new state."""
         m, r, n = self.mixer, self.rank, self.states
-        v, z = xp.split(y @ self.both, 2, axis=1)  # (B, D) each
+        v, z = xp.split(y.dot(self.both), 2, axis=1)  # (B, D) each
         window = xp.concatenate([state.conv, v[:, None]], axis=1)  # (B, K, D), oldest first
-        u = _silu(xp, (window * m.conv_w).sum(axis=1) + m.conv_b)
-        p = u @ m.x_proj.w  # (B, R + 2 N)
-        dt = softplus(p[:, :r] @ m.dt_proj.w + m.dt_proj.b)[..., None]  # (B, D, 1)
+        u = _silu(xp, (window * m.conv_w).sum(axis=1) + m.conv_b[None])
+        p = u.dot(m.x_proj.w)  # (B, R + 2 N)
+        dt = softplus(p[:, :r].dot(m.dt_proj.w) + m.dt_proj.b[None])[..., None]  # (B, D, 1)
         h = xp.exp(dt * self.a)  # (1), (B, D, N)
         h *= state.h
         h += (dt * u[..., None]) * p[:, None, r : r + n]  # (2) (3)
-        out = (h @ p[:, r + n :, None])[..., 0] + m.d * u  # (4), (B, D)
-        return (out * _silu(xp, z)) @ m.out_proj.w, LayerState(window[:, 1:], h)
+        out = (h @ p[:, r + n :, None])[..., 0] + m.d[None] * u  # (4), (B, D)
+        return (out * _silu(xp, z)).dot(m.out_proj.w), LayerState(window[:, 1:], h)
 
 
-def _rmsnorm(xp: Any, x: Any, norm: Any) -> Any:
-    return x / xp.sqrt(row_dots(x, x)[:, None] * (1.0 / x.shape[1]) + norm.eps) * norm.gain
+def _rmsnorm(x: Any, norm: Any) -> Any:
+    return over_rms(x, norm.eps) * norm.gain[None]  # a row, as x is
 
 
 def _silu(xp: Any, x: Any) -> Any:

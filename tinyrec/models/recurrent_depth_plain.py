@@ -19,8 +19,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ..backend import get_xp, on_gpu, row_dots
-from ..nn import KVCache, extended, without_tape
+from ..backend import get_xp
+from ..nn import KVCache, extended, over_rms, without_tape
 from ..ops import attention, embedding, rope_tables
 from .recurrent_depth import RecurrentDepth
 from .recurrent_depth_blocks import SandwichBlock
@@ -134,7 +134,7 @@ class _Attention:
     def __call__(self, x: Any, places: Places, cache: KVCache | None) -> tuple[Any, KVCache | None]:
         """x (N, h) -> (N, h) and the cache with these tokens."""
         xp, T = self.xp, places.turn.shape[1]
-        qkv = _normalized(x, self.eps).dot(self.qkv)
+        qkv = over_rms(x, self.eps).dot(self.qkv)
         if self.bias is not None:
             qkv += self.bias
         qkv = qkv.reshape(-1, T, 3, self.heads, self.width)
@@ -166,7 +166,7 @@ class _MLP:
 
     def __call__(self, x: Any) -> Any:
         """(N, h) -> (N, h)."""
-        gate_up, m = _normalized(x, self.eps).dot(self.gate_up), len(self.down)
+        gate_up, m = over_rms(x, self.eps).dot(self.gate_up), len(self.down)
         half, up = gate_up[:, :m], gate_up[:, m:]
         y = self.xp.tanh(half)
         y *= half
@@ -183,20 +183,10 @@ class _Norm:
 
     def __call__(self, x: Any) -> Any:
         """(..., h) -> (..., h)."""
-        y = _normalized(x, self.eps)
+        y = over_rms(x, self.eps)
         if self.gain is not None:
             y *= self.gain
         return y
-
-
-def _normalized(x: Any, eps: float) -> Any:
-    """x (..., h) / rms(x)."""
-    h = x.shape[-1]
-    if x.size == h and not on_gpu(x):
-        row = x.ravel()
-        return x / math.sqrt(float(row.dot(row)) / h + eps)
-    xp = get_xp(x)
-    return x / xp.sqrt(row_dots(x, x)[..., None] * (1.0 / h) + eps)
 
 
 def _after(norm: Any, w: Any) -> Any:

@@ -2,7 +2,8 @@
 
 The formulas of rwkv.py with T = 1 and no time axis: each array is (B, ...), one row per sequence. Nothing is recorded,
 and what depends on the weights alone is worked out once. It is a second text of the same model for a measured reason:
-at batch 1 a token costs calls, not arithmetic, and this makes fewer (benchmarks/cases/rwkv.py).
+at batch 1 a token costs calls, not arithmetic, and this makes fewer and cheaper ones (benchmarks/cases/rwkv.py): of two
+matrices `x.dot(w)` is x @ w, in less time.
 tests/models/test_every_model.py holds it to RWKV.step; WKV itself is `step` of recurrences/wkv.py.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import errstate, get_xp
-from ..nn import without_tape
+from ..nn import standardized, without_tape
 from ..recurrences.wkv import single_gauge, step
 from .rwkv import RWKV, Block, ChannelMixing, LayerState, TimeMixing
 
@@ -33,22 +34,19 @@ class Decoder:
             for layer, old in zip(self.layers, state, strict=True):
                 x, new = layer.step(x, old)
                 states.append(new)
-        return self.ln_out(x) @ self.head, tuple(states)
+        return self.ln_out(x).dot(self.head), tuple(states)
 
 
 class _Norm:
-    """LayerNorm; a mean over the channels is a product with a column of 1/C, which is one call."""
+    """LayerNorm; its vectors are rows (1, C), as x is: NumPy takes half of the time."""
 
     def __init__(self, norm: Any):
-        self.xp, self.gain, self.bias, self.eps = get_xp(norm.gain), norm.gain, norm.bias, norm.eps
-        self.mean = self.xp.full((len(norm.gain), 1), 1.0 / len(norm.gain), norm.gain.dtype)  # (C, 1)
+        self.gain, self.bias, self.eps = norm.gain[None], norm.bias[None], norm.eps
+        self.mean = get_xp(norm.gain).full(len(norm.gain), 1.0 / len(norm.gain), norm.gain.dtype)
 
     def __call__(self, x: Any) -> Any:
         """x (B, C) -> (B, C)."""
-        y = x - x @ self.mean
-        variance = (y * y) @ self.mean  # (B, 1)
-        variance += self.eps
-        y /= self.xp.sqrt(variance, out=variance)
+        y = standardized(x, self.mean, self.eps)
         y *= self.gain
         y += self.bias
         return y
@@ -83,7 +81,7 @@ class _TimeMixing:
         xp = self.xp = get_xp(m.mix_k)
         self.mix = xp.stack([m.mix_k, m.mix_v, m.mix_r])[:, None]  # (3, 1, C)
         self.matrices = xp.stack([m.key.w, m.value.w, -m.receptance.w])  # (3, C, C)
-        self.lam, self.time_first, self.out = -xp.exp(m.time_decay), m.time_first, m.output.w
+        self.lam, self.time_first, self.out = -xp.exp(m.time_decay)[None], m.time_first[None], m.output.w  # rows
         self.ratio = single_gauge(self.lam, self.time_first)
 
     def step(self, y: Any, last: Any, p: Any, q: Any, o: Any) -> tuple[Any, Any, Any, Any]:
@@ -91,7 +89,7 @@ class _TimeMixing:
         k, v, minus_r = ((y - last) * self.mix + last) @ self.matrices  # (B, C) each
         mean, p, q, o = step(k, v, self.lam, self.time_first, self.ratio, p, q, o)
         mean /= _one_plus_exp(self.xp, minus_r)
-        return mean @ self.out, p, q, o
+        return mean.dot(self.out), p, q, o
 
 
 class _ChannelMixing:
@@ -106,11 +104,11 @@ class _ChannelMixing:
     def step(self, y: Any, last: Any) -> Any:
         """y, last (B, C) -> (B, C)."""
         y_k, y_r = (y - last) * self.mix + last
-        k = y_k @ self.key
+        k = y_k.dot(self.key)
         self.xp.maximum(k, 0.0, out=k)
         k *= k
-        kv = k @ self.value
-        kv /= _one_plus_exp(self.xp, y_r @ self.minus_receptance)
+        kv = k.dot(self.value)
+        kv /= _one_plus_exp(self.xp, y_r.dot(self.minus_receptance))
         return kv
 
 

@@ -2,25 +2,25 @@
 
 The formulas of ttt.py and ttt_layer.py with T = 1 and no time axis: each array is (B, ...), one row per sequence.
 Nothing is recorded, and what depends on the weights alone is worked out once. It is a second text of the same model for
-a measured reason: at batch 1 a token costs calls, not arithmetic, and this makes fewer (benchmarks/cases/ttt.py).
-tests/models/test_every_model.py holds it to TTT.step. What a block saves:
+a measured reason: at batch 1 a token costs calls, not arithmetic, and this makes fewer and cheaper ones
+(benchmarks/cases/ttt.py). tests/models/test_every_model.py holds it to TTT.step. What a block saves:
 
     all products of u are one     and so are gate and up of the SwiGLU, and the two convolutions of q and k; the gain of
                                   the norm before them is in the matrix
     k and q are two rows          of one array (B, H, 2, d): they turn together and meet the weights in one product
     q w - tau q gw                where w - tau gw would be an array as large as the state
-    a mean                        is a product with a column of 1/d
+    a mean                        is a product with a matrix of 1/d: of one shape with x, it is faster taken off
+    vectors are rows              (1, C) as x is, and `x.dot(w)` is x @ w: NumPy takes half of the time
 
 Equation numbers are those of docs/recurrences/ttt_linear.md.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from ..backend import errstate, get_xp, row_dots
-from ..nn import without_tape
+from ..backend import errstate, get_xp
+from ..nn import over_rms, standardized, without_tape
 from ..ops import rope_tables
 from ..ops.activation import GELU_CUBIC, GELU_SLOPE
 from ..ops.inner_norm import EPS
@@ -35,7 +35,8 @@ class Decoder:
     def __init__(self, model: TTT):
         plain, self.config = without_tape(model), model.config
         xp, self.embedding = get_xp(plain.embedding), plain.embedding
-        self.head = _gain(plain.final_norm)[:, None] * self.embedding.T  # (C, V)
+        final: Any = plain.final_norm
+        self.head = final.gain[:, None] * self.embedding.T  # (C, V)
         dtype = self.embedding.dtype
         places = xp.arange(self.config.mini_batch)
         cos, sin = rope_tables(places, self.config.head_width, self.config.rope_base, dtype)  # (K, d / 2)
@@ -50,7 +51,7 @@ class Decoder:
             for layer, old in zip(self.layers, state.layers, strict=True):
                 x, new = layer.step(xp, x, old, at, turn)
                 layers.append(new)
-        logits = _rmsnorm(xp, x, self.config.norm_eps) @ self.head
+        logits = over_rms(x, self.config.norm_eps).dot(self.head)
         return logits, TTTState((at + 1) % self.config.mini_batch, tuple(layers))
 
 
@@ -58,30 +59,30 @@ class _Layer:
     """A Block for one token."""
 
     def __init__(self, xp: Any, block: Block):
-        self.block, self.mixer = block, _Mixer(xp, block.mixer, _gain(block.mixer_norm))
-        self.gate_up = xp.concatenate([block.mlp.gate.w, block.mlp.up.w], axis=1)  # (C, 2 F)
-        self.gate_up *= _gain(block.mlp_norm)[:, None]
-        self.conv_gain: Any = block.conv_norm and _gain(block.conv_norm)
-        self.eps, self.f = block.mlp_norm.eps, len(block.mlp.down.w)
+        b: Any = block
+        self.block, self.mixer = b, _Mixer(xp, b.mixer, b.mixer_norm.gain)
+        self.gate_up = xp.concatenate([b.mlp.gate.w, b.mlp.up.w], axis=1)  # (C, 2 F)
+        self.gate_up *= b.mlp_norm.gain[:, None]
+        self.conv_gain = b.conv_norm and b.conv_norm.gain[None]
+        self.eps, self.f = b.mlp_norm.eps, len(b.mlp.down.w)
 
     def step(self, xp: Any, x: Any, state: BlockState, at: int, turn: Any) -> tuple[Any, BlockState]:
         """x (B, C) -> x (B, C) and the new state."""
-        block: Any = self.block
-        before = None
+        block, before = self.block, None
         if block.conv is not None:
-            window = _window(xp, state.before, _rmsnorm(xp, x, self.eps) * self.conv_gain)
+            window = _window(xp, state.before, over_rms(x, self.eps) * self.conv_gain)
             before = window[:, 1:]
             x = x + (window * block.conv.w).sum(axis=1)
-            x += block.conv.bias
-        y, state = self.mixer.step(xp, _rmsnorm(xp, x, self.eps), state, before, at, turn)
+            x += block.conv.bias[None]
+        y, state = self.mixer.step(xp, over_rms(x, self.eps), state, before, at, turn)
         x = x + y
-        gate_up = _rmsnorm(xp, x, self.eps) @ self.gate_up
+        gate_up = over_rms(x, self.eps).dot(self.gate_up)
         gate = gate_up[:, : self.f]
         up = gate_up[:, self.f :] * gate  # (B, F)
         gate = xp.exp(-gate)
         gate += 1.0
         up /= gate
-        return x + up @ block.mlp.down.w, state
+        return x + up.dot(block.mlp.down.w), state
 
 
 class _Mixer:
@@ -93,10 +94,10 @@ class _Mixer:
         views = [m.k.w, m.q.w] if m.conv_q is None else [m.q.w]
         gate = [] if m.gate is None else [m.gate.w]
         self.products = norm_gain[:, None] * xp.concatenate([*views, m.v.w, *gate, -m.lam.w], axis=1)
-        self.minus_b, self.tau = -m.lam.b, m.tau().tolist()
+        self.minus_b, self.tau = -m.lam.b[None], m.tau().tolist()
         self.read = (_Linear if m.inner.kind == "linear" else _MLP)(xp, m.inner)
-        self.mean = xp.full((self.c, 1), 1.0 / self.c, m.q.w.dtype)
-        self.out, self.out_bias = m.norm.gain[:, None] * m.out.w, m.norm.bias @ m.out.w
+        self.mean = xp.full(self.c, 1.0 / self.c, m.q.w.dtype)
+        self.out, self.out_bias = m.norm.gain[:, None] * m.out.w, m.norm.bias[None] @ m.out.w
         if m.conv_q is not None:
             self.taps = xp.stack([m.conv_k.w, m.conv_q.w], axis=1)  # (W, 2, C)
             self.bias = xp.stack([m.conv_k.bias, m.conv_q.bias])  # (2, C)
@@ -105,7 +106,7 @@ class _Mixer:
         """u (B, C) -> (B, C) and the new state."""
         m, c, qk = self.mixer, self.c, None
         batch, heads = len(u), m.heads
-        p = u @ self.products
+        p = u.dot(self.products)
         if m.conv_q is None:
             kq, at_v = p[:, : 2 * c].reshape(batch, 2, heads, -1), 2 * c
         else:
@@ -121,18 +122,14 @@ class _Mixer:
         if at + 1 == len(self.tau):
             weights = tuple(w - self.tau[at] * g for w, g in zip(weights, sums, strict=True))
             sums = tuple(xp.zeros_like(g) for g in sums)
-        o = z.reshape(batch, c)
-        o = o - o @ self.mean
-        s = (o * o) @ self.mean
-        s += m.norm.eps
-        o /= xp.sqrt(s)
+        o = standardized(z.reshape(batch, c), self.mean, m.norm.eps)
         if m.gate is None:
-            return o @ self.out + self.out_bias, BlockState(before, qk, weights, sums)
-        o *= m.norm.gain
-        o += m.norm.bias
+            return o.dot(self.out) + self.out_bias, BlockState(before, qk, weights, sums)
+        o *= m.norm.gain[None]
+        o += m.norm.bias[None]
         gate = p[:, at_v + c : at_v + 2 * c]
         o *= gate * _gelu_sigmoid(xp, gate)
-        return o @ m.out.w, BlockState(before, qk, weights, sums)
+        return o.dot(m.out.w), BlockState(before, qk, weights, sums)
 
 
 class _Inner:
@@ -140,8 +137,8 @@ class _Inner:
 
     def __init__(self, xp: Any, inner: Any):
         (_, d), dtype = inner.gain.shape, inner.gain.dtype
-        self.gain, self.bias, self.gain2 = inner.gain, inner.bias, inner.gain * inner.gain
-        self.mean = xp.full((d, 1), 1.0 / d, dtype)
+        self.gain, self.bias = inner.gain[None], inner.bias[None]  # (1, H, d)
+        self.gain2, self.mean = self.gain * self.gain, xp.full((d, d), 1.0 / d, dtype)
         self.centred = (xp.eye(d) - 1.0 / d).astype(dtype)  # x @ centred is x less its mean
 
     def gradient(self, xp: Any, z: Any, k: Any, v: Any, lam: Any) -> Any:
@@ -166,7 +163,7 @@ class _Inner:
         return y
 
     def normalised(self, xp: Any, x: Any) -> tuple[Any, Any]:
-        """(x - mean) / s and s, the deviation, over the last axis."""
+        """(x - mean) / s and s, the deviation, over the last axis: as large as x, each number for all of its row."""
         y = x @ self.centred
         s = (y * y) @ self.mean
         s += EPS
@@ -215,16 +212,6 @@ class _MLP(_Inner):
 def _window(xp: Any, last: Any, x: Any) -> Any:
     """The inputs of a convolution, oldest first: last (B, W - 1, C) and x (B, C) -> (B, W, C)."""
     return xp.concatenate([last, x[:, None]], axis=1)
-
-
-def _rmsnorm(xp: Any, x: Any, eps: float) -> Any:
-    """Without the gain, and the n in it: x / sqrt(sum x^2 + n eps)."""
-    return x / xp.sqrt(row_dots(x, x) + x.shape[1] * eps)[:, None]
-
-
-def _gain(norm: Any) -> Any:
-    """The gain of an RMSNorm times sqrt(n), which `_rmsnorm` has left out."""
-    return norm.gain * math.sqrt(len(norm.gain))
 
 
 def _gelu_sigmoid(xp: Any, x: Any) -> Any:
