@@ -397,6 +397,10 @@ def test_no_gpu_is_said_before_anything_is_written(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     status, _, err = train(capsys, "--device", "gpu")
     assert status == 2 and "CuPy is not installed" in err and not Path("run").exists()
+    train(capsys)
+    for command in ("eval", "generate"):
+        status, _, err = tinyrec(capsys, command, "run", "--device", "gpu")
+        assert status == 2 and err.count("\n") == 1 and "CuPy is not installed" in err
 
 
 def test_no_matplotlib_is_said(capsys, monkeypatch):

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from .backend import to_cpu, to_floats, to_gpu
+from .backend import to_cpu, to_floats
 from .data import VOCAB_SIZE, Batches, Task, check_length, encode, load_task, load_text, split_text
 from .evaluate import Batch, evaluate, evaluate_by_steps, placed
 from .models import build
-from .nn import parameters
+from .nn import move, parameters
 from .optim import AdamW, clip_by_global_norm, global_norm, learning_rate, optimizer_for
 from .options import Options, step_rng, streams
 from .parallel import WorkerError, loss_and_grads, sharing
@@ -102,10 +102,7 @@ class State:
 def start(name: str, config: Any, options: Options) -> State:
     """A fresh model and optimizer at step 0."""
     random = streams(options.seed)
-    model = build(name, config, random.init)
-    if options.device == "gpu":
-        for _, p in parameters(model):
-            p.data = to_gpu(p.data)
+    model = move(build(name, config, random.init), options.device)
     optimizer = optimizer_for(model, options.lr, options.weight_decay, options.optimizer)
     return State(model, optimizer, random.data)
 

@@ -45,19 +45,36 @@ def test_a_cut_run_goes_on_with_the_very_same_losses(cupy, tmp_path):
 
 
 def test_the_commands(cupy, tmp_path, capsys):
-    """Trained on the GPU, gone on with there, evaluated on the host, as the commands have it."""
+    """Trained on the GPU, gone on with there, evaluated there and on the host, as the commands have it."""
     run = str(tmp_path / "run")
     sizes = [word for key, value in HAWK.items() for word in (f"--model.{key}", str(value))]
     task = ["--task", "copy:items=3,vocab=5", "--context", "10", "--batch", "2", "--device", "gpu"]
     assert main(["train", "hawk", *task, "--steps", "2", "--warmup", "1", "--run", run, *sizes]) == 0
     assert main(["train", "--resume", "--run", run, "--steps", "4"]) == 0
-    assert main(["eval", run]) == 0
-    assert "guess" in capsys.readouterr().out
+    capsys.readouterr()
+    tables = []
+    for device in ("gpu", "cpu"):
+        assert main(["eval", run, "--device", device]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] and "guess" in tables[0]
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     opts = options(steps=2)
     expected = [r["loss"] for r in train(fresh(opts), open_source(opts), opts)]
     assert [r["step"] for r in records] == [1, 2, 3, 4]
     assert [r["loss"] for r in records[:2]] == pytest.approx(expected, rel=1e-6)
+
+
+def test_generate_writes_on_the_gpu_what_it_writes_on_the_host(cupy, tmp_path, capsys):
+    (tmp_path / "text").write_text("to be or not to be, that is the question. " * 60)
+    run, data = str(tmp_path / "run"), ["--data", str(tmp_path / "text"), "--context", "10", "--batch", "2"]
+    sizes = [word for key, value in HAWK.items() for word in (f"--model.{key}", str(value))]
+    assert main(["train", "hawk", *data, "--steps", "2", "--warmup", "1", "--run", run, *sizes]) == 0
+    capsys.readouterr()
+    texts = []
+    for device in ("gpu", "cpu"):
+        assert main(["generate", run, "--tokens", "20", "--prompt", "be", "--device", device]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and len(texts[0]) >= 20
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

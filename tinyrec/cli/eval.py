@@ -28,7 +28,7 @@ from ..nn import count
 from ..train import Options, parse_task, streams
 from .console import thousands
 from .depth import refuse_depth_options
-from .models import check_length, load_model, longest
+from .models import add_device, check_length, load_model, longest
 from .parser import Mistake, Parser, as_mistake
 from .runs import RunFolder
 
@@ -41,6 +41,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--context", type=int, action="append", metavar="T", help="window length; may be repeated")
     parser.add_argument("--bytes", type=int, default=65536, metavar="N", help="read the first N bytes (default 65536)")
     many = "of a model of recurrent depth (default: the trained mean); may be repeated"
+    add_device(parser)
     parser.add_argument("--recurrence", type=int, action="append", metavar="R", help=f"iterations {many}")
 
 
@@ -55,7 +56,7 @@ class Column(NamedTuple):
 def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.run)
     saved, options = folder.load()
-    model = load_model(saved)
+    model = load_model(saved, arguments.device)
     refuse_depth_options(arguments, model)
     columns = _columns(arguments, options, model.config)
     size = thousands(count(model))
@@ -64,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         rounds = sorted({column.steps or model.config.mean_steps for column in columns})
         print(f"iterations: {', '.join(map(str, rounds))}, and about {model.config.mean_steps} in training")
     with threadpool_limits(1):  # the batches are shared among threads, not the matrix products
-        return _task(model, options, columns) if options.task else _text(folder, model, options, arguments, columns)
+        if options.task:
+            return _task(model, options, arguments.device, columns)
+        return _text(folder, model, options, arguments, columns)
 
 
 def _columns(arguments: argparse.Namespace, options: Options, config: Any) -> list[Column]:
@@ -94,19 +97,19 @@ def _text(folder: RunFolder, model: Any, options: Options, arguments: argparse.N
     anchors, tables = folder.anchors(f"{zlib.crc32(text):08x}", split.train, text), {}
     for heading, length, steps in columns:
         batches = Batches(encode(text), length).consecutive(_batch(options, length))
-        tables[heading] = by_position(model, batches, length, options.threads, steps)
+        tables[heading] = by_position(model, batches, length, options.threads, steps, arguments.device)
     _print_table(tables, "byte", anchors)
     return 0
 
 
-def _task(model: Any, options: Options, columns: list[Column]) -> int:
+def _task(model: Any, options: Options, device: str, columns: list[Column]) -> int:
     print(f"task {options.task}, 64 examples of each length; the share of right answers in brackets\n")
     tables = {}
     for heading, length, steps in columns:
         with as_mistake(ValueError):
             task, rng = parse_task(options.task, length), streams(options.seed).validation
         batches = (task.sample(8, rng) for _ in range(8))
-        tables[heading] = by_position(model, batches, length, options.threads, steps)
+        tables[heading] = by_position(model, batches, length, options.threads, steps, device)
     _print_table(tables, "token", {"guess": math.log2(task.vocab)})
     return 0
 
@@ -117,11 +120,11 @@ def _batch(options: Options, length: int) -> int:
 
 
 def by_position(
-    model: Any, batches: Iterable[Batch], length: int, threads: int, steps: int | None = None
+    model: Any, batches: Iterable[Batch], length: int, threads: int, steps: int | None = None, device: str = "cpu"
 ) -> np.ndarray:
     """Sums over all windows of (nats, right answers, scored targets), per position: (3, T)."""
     sums = np.zeros((3, length))
-    for arrays in scores(model, batches, threads, steps=steps):
+    for arrays in scores(model, batches, threads, steps=steps, device=device):
         sums += [array.sum(0) for array in arrays]
     return sums
 

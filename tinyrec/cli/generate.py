@@ -17,7 +17,7 @@ from ..data import encode
 from ..generate import generate, stream_text
 from ..train import streams
 from .depth import add_generate_arguments, depth_reader, speculation, tell
-from .models import check_length, load_model
+from .models import add_device, check_length, load_model
 from .parser import Mistake, Parser, as_mistake
 from .runs import RunFolder
 
@@ -33,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="choose among the likeliest with share P")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choices (default 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the text into FILE, too")
+    add_device(parser)
     add_generate_arguments(parser)
 
 
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Mistake(f"{arguments.run} was trained on the task {options.task}; there is no text in it to generate")
     if not arguments.prompt:
         raise Mistake("the prompt is empty; a model goes on from something, a line feed for instance")
-    model, prompt = load_model(saved), encode(arguments.prompt)
+    model, prompt = load_model(saved, arguments.device), encode(arguments.prompt)
     check_length(model.config, len(prompt) + arguments.tokens - 1)  # the last token is not read
     random = streams(arguments.seed)
     reader = depth_reader(arguments, model, random.init)

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from .. import checkpoint
+from ..backend import NoGPUError
 from ..checkpoint import CheckpointError
 from ..models import MODELS, build, make_config
+from ..nn import move
 from ..suggest import did_you_mean
 from ..train import Options, State, start
-from .parser import Mistake, as_mistake
+from .parser import Mistake, Parser, as_mistake
 
 
 def check_model(name: str | None) -> None:
@@ -53,12 +55,16 @@ def check_length(config: Any, tokens: int) -> None:
         raise Mistake(f"this model reads at most max_length = {longest(config)} tokens, asked for are {tokens}")
 
 
-def load_model(saved: checkpoint.Run) -> Any:
-    """The model of a checkpoint."""
-    with as_mistake(CheckpointError, ValueError, TypeError):
+def load_model(saved: checkpoint.Run, device: str = "cpu") -> Any:
+    """The model of a checkpoint, on a device."""
+    with as_mistake(CheckpointError, NoGPUError, ValueError, TypeError):
         model = build(saved.name, MODELS[saved.name].config(**saved.config), np.random.default_rng(0), saved.dtype)
         checkpoint.restore(model, saved.parameters)
-    return model
+        return move(model, device)
+
+
+def add_device(parser: Parser) -> None:
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where the model is (default cpu)")
 
 
 def load_state(saved: checkpoint.Run, options: Options) -> State:

@@ -3,11 +3,11 @@
 from .init import full, lecun_normal, normal, orthogonal, parameter, truncated, truncated_normal, uniform, zeros
 from .kv_cache import KVCache, extended
 from .layers import GatedMLP, LayerNorm, Linear, RMSNorm
-from .parameters import count, parameters, without_tape
+from .parameters import count, move, parameters, without_tape
 from .rows import over_rms, standardized
 
 __all__ = [
     "GatedMLP", "KVCache", "LayerNorm", "Linear", "RMSNorm",
-    "count", "extended", "full", "lecun_normal", "normal", "orthogonal", "over_rms", "parameter", "parameters",
+    "count", "extended", "full", "lecun_normal", "move", "normal", "orthogonal", "over_rms", "parameter", "parameters",
     "standardized", "truncated", "truncated_normal", "uniform", "without_tape", "zeros",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
+from ..backend import to_cpu, to_gpu
 from ..tape import Tensor
 
 
@@ -20,6 +21,14 @@ def parameters(model: Any) -> Iterator[tuple[str, Tensor]]:
 def count(model: Any) -> int:
     """How many numbers the parameters hold."""
     return sum(t.size for _, t in parameters(model))
+
+
+def move(model: Any, device: str) -> Any:
+    """The model, its parameters now on the device, "cpu" or "gpu". Raises NoGPUError."""
+    to = {"cpu": to_cpu, "gpu": to_gpu}[device]
+    for _, tensor in parameters(model):
+        tensor.data = to(tensor.data)
+    return model
 
 
 def without_tape(model: Any) -> Any:
