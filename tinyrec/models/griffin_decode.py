@@ -9,14 +9,26 @@ tests/models/test_griffin_decode.py holds it to Griffin.step. Equation numbers a
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 from ..backend import errstate, fill_where, get_xp, on_gpu
 from ..nn import over_rms, without_tape
-from ..ops import rope_tables
 from ..ops.activation import GELU_CUBIC, GELU_SLOPE, softplus
+from ..ops.rope import cos_and_sin, rope_frequencies
 from ..recurrences.rglru import C
 from .griffin import Attention, Griffin, GriffinState, RecurrentMixer, RecurrentState, bfloat16
+
+
+class Places(NamedTuple):
+    """Where the tokens of all sequences stand in their documents: position (B,), its least and its largest number.
+
+    A GPU is not asked for the two, for it would have to be waited for: there they are 0 and the largest there is.
+    """
+
+    position: Any
+    least: int
+    most: int
 
 
 class Decoder:
@@ -25,8 +37,11 @@ class Decoder:
     def __init__(self, model: Griffin):
         plain = without_tape(model)
         self.config, self.embedding = plain.config, plain.embedding
+        xp, self.frequency = get_xp(plain.embedding), None
+        if self.config.kinds.count("recurrent") < self.config.n_layers:
+            self.frequency = rope_frequencies(xp, self.config.rotated, self.config.rope_base)
         self.scale = bfloat16(self.config.d_model**0.5) if self.config.embed_scale else 1.0
-        self.head = get_xp(self.embedding).ascontiguousarray(self.embedding.T)  # (D, V)
+        self.head = xp.ascontiguousarray(self.embedding.T)  # (D, V)
         self.final_gain, self.eps = _gain(plain.final_norm), plain.final_norm.eps
         self.blocks = [
             (
@@ -42,12 +57,14 @@ class Decoder:
         """Read one token (B,) for each sequence: logits (B, V) for the next, and the new state; the old stays valid."""
         xp, config, position, layers = get_xp(tokens), self.config, state.position, []
         rotation = (None, None)
-        if config.kinds.count("recurrent") < config.n_layers:
-            rotation = rope_tables(position, config.rotated, config.rope_base, self.embedding.dtype)  # (B, R / 2)
+        if self.frequency is not None:
+            rotation = cos_and_sin(position, self.frequency, self.embedding.dtype)  # (B, R / 2)
+        ends = (0, sys.maxsize) if on_gpu(position) else (int(position.min()), int(position.max()))
+        places = Places(position, *ends)
         x = self.embedding[tokens] * self.scale  # (B, D)
         with errstate(over="ignore"):  # e^-x far below zero; 1 / (1 + inf) = 0 is right
             for (mixer_gain, mixer, mlp_gain, mlp), layer in zip(self.blocks, state.layers, strict=True):
-                mixed, layer = mixer.step(over_rms(x, self.eps) * mixer_gain, position, rotation, layer)
+                mixed, layer = mixer.step(over_rms(x, self.eps) * mixer_gain, places, rotation, layer)
                 layers.append(layer)
                 x = x + mixed
                 y = over_rms(x, self.eps) * mlp_gain
@@ -69,12 +86,12 @@ class _Recurrent:
         self.mixer, self.reset = mixer, config.reset
         self.slope = (softplus(mixer.lam) * -C)[None]  # (1, E)
 
-    def step(self, y: Any, position: Any, _: Any, state: RecurrentState) -> tuple[Any, RecurrentState]:
+    def step(self, y: Any, places: Places, _: Any, state: RecurrentState) -> tuple[Any, RecurrentState]:
         """y (B, D) -> (B, D) and the new state."""
-        xp, m, taps = get_xp(y), self.mixer, len(self.mixer.conv_w)
+        xp, m, position, taps = get_xp(y), self.mixer, places.position, len(self.mixer.conv_w)
         window = xp.concatenate([state.conv, _linear(y, m.branch)[:, None]], axis=1)  # (B, W, E), oldest first
         seen = window
-        if on_gpu(y) or int(position.min()) < taps - 1:  # the document is younger than the window
+        if places.least < taps - 1:  # the document is younger than the window
             seen = window * (position[:, None] >= xp.arange(taps - 1, -1, -1))[..., None]
         u = (seen * m.conv_w).sum(axis=1) + m.conv_b[None]  # (B, E)
         r = _sigmoid(xp, _block_linear(u, m.w_a, m.b_a))  # (2)
@@ -82,7 +99,7 @@ class _Recurrent:
         log_a = r * self.slope  # (3)
         a, th = xp.exp(log_a), xp.tanh(-log_a)  # (4)
         root = xp.sqrt(th / (0.5 * th + 0.5))  # (5)
-        if self.reset and (on_gpu(y) or (position == 0).any()):  # (6)
+        if self.reset and places.least == 0:  # (6)
             fill_where(a, position == 0, 0.0)
             fill_where(root, position == 0, 1.0)
         h = a * state.h + root * i * u  # (7)
@@ -90,27 +107,31 @@ class _Recurrent:
 
 
 class _Attention:
-    """Attention for one token."""
+    """Attention for one token: q, k and v are one product, and q and k turn together."""
 
     def __init__(self, mixer: Attention):
-        self.mixer = mixer
+        m: Any = mixer
+        self.mixer, self.qkv = m, get_xp(m.q.w).concatenate([m.q.w, m.k.w, m.v.w], axis=1)  # (D, D + 2 K)
 
-    def step(self, y: Any, position: Any, rotation: tuple, state: Any) -> tuple[Any, Any]:
+    def step(self, y: Any, places: Places, rotation: tuple, state: Any) -> tuple[Any, Any]:
         """y (B, D) -> (B, D) and the cache with this token's key and value."""
         xp, m, (batch, d) = get_xp(y), self.mixer, y.shape
-        q = _rope(xp, _linear(y, m.q).reshape(batch, m.heads, d // m.heads), *rotation)  # (B, H, K)
-        k = _rope(xp, _linear(y, m.k).reshape(batch, 1, d // m.heads), *rotation)
-        cache = state.append(k[:, None], _linear(y, m.v).reshape(batch, 1, 1, d // m.heads))
-        reach = position if m.window is None else xp.minimum(position, m.window)  # (B,)
-        n = cache.keys.shape[1] if on_gpu(y) else int(reach.max()) + 1  # those of a GPU are hidden below
+        qkv = y.dot(self.qkv).reshape(batch, m.heads + 2, d // m.heads)  # k and v are like one more head each
+        turned = _rope(xp, qkv[:, :-1], *rotation)
+        q, k = turned[:, :-1], turned[:, -1:]  # (B, H, K), (B, 1, K)
+        cache = state.append(k[:, None], qkv[:, None, -1:])
+        held = cache.keys.shape[1]
+        window = held if m.window is None else m.window
+        n = min(held, window + 1, places.most + 1)  # what the oldest sequence sees
         keys, values = cache.keys[:, -n:, 0], cache.values[:, -n:, 0]  # (B, n, K)
         scores = (q * (d // m.heads) ** -0.5) @ keys.swapaxes(1, 2)  # (B, H, n)
-        if on_gpu(y) or (batch > 1 and int(reach.min()) + 1 < n):  # sequences of different age
-            age = xp.arange(keys.shape[1] - 1, -1, -1)
-            scores = xp.where((age <= reach[:, None])[:, None], scores, -math.inf)
+        if places.least + 1 < n:  # sequences of different age
+            reach = xp.minimum(places.position, window)
+            scores = xp.where((xp.arange(n - 1, -1, -1) <= reach[:, None])[:, None], scores, -math.inf)
         scores -= scores.max(axis=2, keepdims=True)
         weights = xp.exp(scores, out=scores)
-        out = (weights @ values) / weights.sum(axis=2, keepdims=True)  # (B, H, K)
+        out = values.swapaxes(1, 2) @ weights.swapaxes(1, 2)  # (B, K, H): faster than weights @ values
+        out = out.swapaxes(1, 2) / weights.sum(axis=2, keepdims=True)  # (B, H, K)
         return _linear(out.reshape(batch, d), m.out), cache
 
 

@@ -8,11 +8,19 @@ from ..tape import op
 
 def rope_tables(positions, rotated: int, base: float = 10000.0, dtype="float32"):
     """cos, sin (..., rotated / 2) of position * base^(-2j / rotated), positions (...) whole; worked out in float64."""
-    xp = get_xp(positions)
+    return cos_and_sin(positions, rope_frequencies(get_xp(positions), rotated, base), dtype)
+
+
+def rope_frequencies(xp, rotated: int, base: float = 10000.0):
+    """base^(-2j / rotated), (rotated / 2,) float64: by how much each pair turns from a position to the next."""
     if rotated % 2:
         raise ValueError(f"rope rotates pairs of features, so their number must be even, got {rotated}")
-    frequency = base ** (-xp.arange(0, rotated, 2, dtype="float64") / rotated)
-    angle = positions[..., None] * frequency
+    return base ** (-xp.arange(0, rotated, 2, dtype="float64") / rotated)
+
+
+def cos_and_sin(positions, frequency, dtype="float32"):
+    """cos, sin (..., R / 2) of the angles; positions (...) whole, frequency (R / 2,)."""
+    xp, angle = get_xp(positions), positions[..., None] * frequency
     return xp.cos(angle).astype(dtype), xp.sin(angle).astype(dtype)
 
 
