@@ -13,56 +13,58 @@ from typing import Any
 
 from ..backend import errstate, get_xp
 from ..nn import over_rms, without_tape
-from ..ops import softplus
 from .mamba import LayerState, Mamba
 
 
 class Decoder:
-    """`step` of a Mamba, faster. Parameters are shared with the model; what is precomputed is of the moment."""
+    """`step` of a Mamba, faster. What is precomputed from the parameters is of the moment."""
 
     def __init__(self, model: Mamba):
-        self.plain = without_tape(model)
-        xp = get_xp(self.plain.embedding)
-        self.head = xp.ascontiguousarray(self.plain.embedding.T)  # (M, V)
-        self.mixers = [_Mixer(xp, block.mixer) for block in self.plain.blocks]
+        plain: Any = without_tape(model)
+        xp, self.embedding, self.eps = get_xp(plain.embedding), plain.embedding, plain.final_norm.eps
+        self.head = plain.final_norm.gain[:, None] * self.embedding.T  # (M, V)
+        self.layers = [_Layer(xp, block) for block in plain.blocks]
 
     def step(self, tokens: Any, state: tuple[LayerState, ...]) -> tuple[Any, tuple[LayerState, ...]]:
         """Read one token (B,) for each sequence: logits (B, V) for the next, and the new state; the old stays valid."""
         xp, layers = get_xp(tokens), []
-        x = self.plain.embedding[tokens]  # (B, M)
+        x = self.embedding[tokens]  # (B, M)
         with errstate(over="ignore"):  # e^-x far below zero; 1 / (1 + inf) = 0 is right
-            for block, mixer, layer in zip(self.plain.blocks, self.mixers, state, strict=True):
-                mixed, layer = mixer.step(xp, _rmsnorm(x, block.norm), layer)
+            for layer, old in zip(self.layers, state, strict=True):
+                mixed, new = layer.step(xp, x, old)
                 x = x + mixed
-                layers.append(layer)
-        return _rmsnorm(x, self.plain.final_norm).dot(self.head), tuple(layers)
+                layers.append(new)
+        return over_rms(x, self.eps).dot(self.head), tuple(layers)
 
 
-class _Mixer:
-    """Mixer for one token: the two products of x are one."""
+class _Layer:
+    """Norm and Mixer for one token. The two products of x are one, with the norm's gain in the matrix.
 
-    def __init__(self, xp: Any, mixer: Any):
-        self.mixer, (r, n, _) = mixer, mixer.sizes
-        self.both = xp.concatenate([mixer.in_proj.w, mixer.gate_proj.w], axis=1)  # (M, 2 D)
-        self.rank, self.states, self.a = r, n, -xp.exp(mixer.a_log)
+    States lie in memory as (B, N, D): a number beside N of them, as in (B, D, N), is what NumPy is slow at. What is
+    handed on is a view of the other shape.
+    """
 
-    def step(self, xp: Any, y: Any, state: LayerState) -> tuple[Any, LayerState]:
-        """y (B, M) -> (B, M) and the new state."""
+    def __init__(self, xp: Any, block: Any):
+        m, self.eps = block.mixer, block.norm.eps
+        self.mixer, (self.rank, self.states, _) = m, m.sizes
+        self.both = block.norm.gain[:, None] * xp.concatenate([m.in_proj.w, m.gate_proj.w], axis=1)  # (M, 2 D)
+        self.a = xp.ascontiguousarray(-xp.exp(m.a_log).T)  # (N, D)
+
+    def step(self, xp: Any, x: Any, state: LayerState) -> tuple[Any, LayerState]:
+        """x (B, M) -> what is added to it (B, M), and the new state."""
         m, r, n = self.mixer, self.rank, self.states
-        v, z = xp.split(y.dot(self.both), 2, axis=1)  # (B, D) each
-        window = xp.concatenate([state.conv, v[:, None]], axis=1)  # (B, K, D), oldest first
+        vz = over_rms(x, self.eps).dot(self.both)
+        d = vz.shape[1] // 2
+        window = xp.concatenate([state.conv, vz[:, None, :d]], axis=1)  # (B, K, D), oldest first
         u = _silu(xp, (window * m.conv_w).sum(axis=1) + m.conv_b[None])
         p = u.dot(m.x_proj.w)  # (B, R + 2 N)
-        dt = softplus(p[:, :r].dot(m.dt_proj.w) + m.dt_proj.b[None])[..., None]  # (B, D, 1)
-        h = xp.exp(dt * self.a)  # (1), (B, D, N)
-        h *= state.h
-        h += (dt * u[..., None]) * p[:, None, r : r + n]  # (2) (3)
-        out = (h @ p[:, r + n :, None])[..., 0] + m.d[None] * u  # (4), (B, D)
-        return (out * _silu(xp, z)).dot(m.out_proj.w), LayerState(window[:, 1:], h)
-
-
-def _rmsnorm(x: Any, norm: Any) -> Any:
-    return over_rms(x, norm.eps) * norm.gain[None]  # a row, as x is
+        dt = xp.logaddexp(p[:, :r].dot(m.dt_proj.w) + m.dt_proj.b[None], 0.0)  # softplus, (B, D)
+        h = dt[:, None] * self.a
+        xp.exp(h, out=h)  # (1), (B, N, D)
+        h *= state.h.swapaxes(1, 2)
+        h += p[:, r : r + n, None] * (dt * u)[:, None]  # (2) (3)
+        out = (p[:, None, r + n :] @ h)[:, 0] + m.d[None] * u  # (4), (B, D)
+        return (out * _silu(xp, vz[:, d:])).dot(m.out_proj.w), LayerState(window[:, 1:], h.swapaxes(1, 2))
 
 
 def _silu(xp: Any, x: Any) -> Any:
