@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.cases import Case
+from benchmarks.cases import Build, Case
 
 SIZE = (8, 256, 128)  # B, T, C
 SMALL = (4, 128, 256)
-SIDES = {"tinyrec": False, "tinyrec-simd": True}
+N = 16  # states of a channel in S6
+
+
+def with_host_kernels(build: Build) -> Callable[[], object]:
+    """The call of another side, with the switch on."""
+    from tinyrec.cuda.switch import use_host_kernels
+
+    use_host_kernels()  # for good: a side has a process of its own
+    return build()
 
 
 def inputs(stem: str, B: int, T: int, C: int) -> list:
@@ -33,16 +41,17 @@ def inputs(stem: str, B: int, T: int, C: int) -> list:
         return [(x, y, z, ramp, state), (dy, dstate)]
     if stem == "qrnn":
         return [(x, y, None, state), (dy, dstate)]
+    if stem == "selective_scan":
+        b, c = (rng.standard_normal((B, T, N), np.float32) for _ in range(2))
+        dstate, h_init = (rng.standard_normal((B, C, N), np.float32) for _ in range(2))
+        a = np.tile(-np.arange(1, N + 1, dtype=np.float32), (C, 1))
+        return [(x, np.exp(y - 5), a, b, c, ramp, h_init), (dy, dstate)]
     return [(x, y, ramp, np.full(C, -1.2, np.float32), *fresh_state(B, C, x)), (dy, dstate, more, None)]
 
 
-def side(stem: str, way: str, size: tuple[int, int, int], by_kernel: bool) -> Callable[[], object]:
+def side(stem: str, way: str, size: tuple[int, int, int]) -> Callable[[], object]:
     from importlib import import_module
 
-    from tinyrec.cuda.switch import use_host_kernels
-
-    if by_kernel:
-        use_host_kernels()  # for good: a side has a process of its own
     op = getattr(import_module(f"tinyrec.recurrences.{stem}"), stem).op
     args, gs = inputs(stem, *size)
     saved = op.forward(*args)[1]
@@ -51,9 +60,10 @@ def side(stem: str, way: str, size: tuple[int, int, int], by_kernel: bool) -> Ca
 
 def case(stem: str, way: str, size: tuple[int, int, int] = SIZE) -> Case:
     name = f"host_kernels/{stem}-{way}" + "@small" * (size == SMALL)
-    sides = {name: partial(side, stem, way, size, by_kernel) for name, by_kernel in SIDES.items()}
-    return Case(name, sides, threads=1)
+    build = partial(side, stem, way, size)
+    return Case(name, {"tinyrec": build, "tinyrec-simd": partial(with_host_kernels, build)}, threads=1)
 
 
+STEMS = ("wkv", "rglru", "selective_scan", "qrnn", "scan")
 CASES = [case("wkv", "forward", SMALL)]
-CASES += [case(stem, way) for stem in ("wkv", "rglru", "qrnn", "scan") for way in ("forward", "backward")]
+CASES += [case(stem, way) for stem in STEMS for way in ("forward", "backward")]

@@ -1,7 +1,8 @@
 """Mamba at the sizes of train_step and decode: one training step, and one token at a time at batch 1.
 
 "torch" is the S6 recurrence in ops of autograd, one step after the other (unbind, not indexing); "torch-fused" the same
-in chunks with a backward written by hand, the best eager form we found.
+in chunks with a backward written by hand, the best eager form we found. "tinyrec-simd": its kernel on the CPU, as in
+`tinyrec train --kernels host`.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.cases import Case
 from benchmarks.cases.decode import TOKENS_PER_CALL, tinyrec_writing
+from benchmarks.cases.host_kernels import with_host_kernels
 from benchmarks.cases.train_step import LEARNING_RATE, VOCAB, B, D, T, tinyrec_model, tinyrec_training
 
 if TYPE_CHECKING:
@@ -54,8 +56,10 @@ def torch_decode(context: int) -> Callable[[], object]:
     return call
 
 
+tinyrec_train = partial(tinyrec_training, tinyrec_mamba)
 TRAIN = {
-    "tinyrec": partial(tinyrec_training, tinyrec_mamba),
+    "tinyrec": tinyrec_train,
+    "tinyrec-simd": partial(with_host_kernels, tinyrec_train),
     "torch": partial(torch_train, "steps"),
     "torch-fused": partial(torch_train, "by_hand"),
 }

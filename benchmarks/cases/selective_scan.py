@@ -1,12 +1,14 @@
 """The selective scan, forward and backward, float32, at the size it has in a Mamba of width 128, batch 4.
 
-On two threads tinyrec does what its training does: each of two Python threads has half of the batch.
+On two threads each of two Python threads of tinyrec has half of the batch. "tinyrec-simd" is the kernel on the CPU,
+`use_host_kernels()`.
 """
 
 from collections.abc import Callable
 from functools import partial
 
 from benchmarks.cases import Case
+from benchmarks.cases.host_kernels import with_host_kernels
 
 B, T, D, N = 4, 256, 256, 16
 
@@ -57,11 +59,13 @@ def torch_side(scan: str) -> Callable[[], object]:
     return call
 
 
+def sides(threads: int, scans: tuple[str, ...]) -> dict:
+    ours = partial(tinyrec_side, threads)
+    both = {"tinyrec": ours, "tinyrec-simd": partial(with_host_kernels, ours)}
+    return both | {f"torch-{scan}": partial(torch_side, scan) for scan in scans}
+
+
 CASES = [
-    Case(
-        f"selective-scan/{threads}-thread{'s' * (threads > 1)}",
-        {"tinyrec": partial(tinyrec_side, threads)} | {f"torch-{scan}": partial(torch_side, scan) for scan in scans},
-        threads=threads,
-    )
-    for threads, scans in ((1, ("unbind", "steps", "indexed")), (2, ("unbind", "steps")))
+    Case("selective-scan/1-thread", sides(1, ("unbind", "steps", "indexed")), threads=1),
+    Case("selective-scan/2-threads", sides(2, ("unbind", "steps")), threads=2),
 ]

@@ -7,6 +7,7 @@ import pytest
 
 from tinyrec.backend import get_xp, to_cpu, to_gpu
 from tinyrec.check import assert_close
+from tinyrec.cuda import selective_scan as of_selective_scan
 from tinyrec.cuda.host import HostModule
 from tinyrec.cuda.launch import host_build, kernel_text, kernels, launch
 from tinyrec.recurrences.lstm import lstm as lstm_op
@@ -16,7 +17,6 @@ from tinyrec.recurrences.qrnn import qrnn as qrnn_op
 from tinyrec.recurrences.selective_scan import naive as naive_selective_scan
 from tinyrec.recurrences.selective_scan import selective_scan as selective_scan_op
 
-STEPS = {4: 16, 8: 8}  # of a tile of selective_scan.cu, by bytes of a number
 # batch, time, width; the fourth is the states of S6, and whether QRNN has an i. Around the tiles, warps and blocks.
 SIZES = [(1, 1, 1, 1), (2, 7, 5, 3), (5, 2, 7, 16), (3, 1, 4, 2), (2, 8, 3, 9), (1, 15, 3, 4), (2, 16, 33, 1)]
 SIZES += [(1, 17, 40, 7), (2, 33, 131, 18)]
@@ -47,22 +47,9 @@ def empty(like, *shapes):
 # Each returns the outputs, then the gradients, as the op of the same name does.
 
 
-def selective_scan(u, dt, a, b, c, d, h_init):
-    xp, (batch, time, width), n = get_xp(u), u.shape, a.shape[1]
-    saves, groups, state = -(-time // STEPS[u.itemsize]) + 1, -(-width // 32), (batch, n, width)
-    inputs, sizes = (u, dt, a.T.copy(), b, c, d), (batch, time, width, n, saves, groups)
-    shape = {"grid": (batch * groups,), "block": (32, min(n, 8))}
-    y, saved = empty(u, u.shape, (saves, *state))
-    saved[0] = h_init.swapaxes(1, 2)
-    launch("selective_scan", "selective_scan_forward", *inputs, y, saved, *sizes, **shape)
-    h_last = saved[-1].swapaxes(1, 2).copy()
-    dy, dh_last = cotangents(y, h_last)
-    grads = empty(u, u.shape, u.shape, state, *[(groups, batch, n, time)] * 2, (batch, width), state)
-    inputs += saved, dy, xp.ascontiguousarray(dh_last.swapaxes(1, 2))
-    launch("selective_scan", "selective_scan_backward", *inputs, *grads, *sizes, **shape)
-    du, ddt, da, db, dc, dd, dh_init = grads
-    db, dc = (x.sum(axis=0).swapaxes(1, 2) for x in (db, dc))
-    return [y, h_last, du, ddt, da.sum(axis=0).T, db, dc, dd.sum(axis=0), dh_init.swapaxes(1, 2)]
+def selective_scan(*args):
+    outs, saved = of_selective_scan.forward(*args)
+    return [*outs, *of_selective_scan.backward(tuple(cotangents(*outs)), *saved)]
 
 
 def lstm(z, w_h, h_init, c_init):
@@ -96,7 +83,7 @@ KERNELS = {
     "qrnn": (qrnn, qrnn_op, naive_qrnn),
 }
 BUILDS = [(stem, build) for stem in KERNELS for build in ("fiber", "check")]
-BUILDS += [("qrnn", "loop"), ("qrnn", "simd")]
+BUILDS += [("qrnn", "loop"), ("qrnn", "simd"), ("selective_scan", "simd")]
 
 
 def fused(stem, args):
@@ -138,7 +125,7 @@ def test_kernel_equals_naive(cpp, outputs_and_gradients, stem):
         assert_same(KERNELS[stem][0](*args), outputs_and_gradients(KERNELS[stem][2], *args), 1e-12)
 
 
-@pytest.mark.parametrize(("stem", "build"), [(stem, None) for stem in KERNELS] + [("qrnn", "simd")])
+@pytest.mark.parametrize(("stem", "build"), BUILDS)
 def test_kernel_in_float32(cpp, stem, build):
     for seed, sizes in enumerate(SIZES):
         single = [None if x is None else x.astype(np.float32) for x in draw(stem, seed, *sizes)]
@@ -183,9 +170,9 @@ def test_pieces_of_a_sequence_chain(cpp, cut):
 
 def test_the_bytes_of_the_head_comment(cpp):
     batch, time, width, n = 2, 24, 64, 9
-    wide, state, saves, groups = batch * time * width, batch * width, 4, 2
+    wide, state, saves, groups = batch * time * width, batch * width, 4, 2  # tiles of 8 steps
     small = 2 * batch * time * n + (n + 1) * width  # b, c, a, d
-    partial = 2 * groups * batch * time * n + state  # db, dc; dd
+    partial = 32 * groups * batch * (saves - 1) * n + state  # db and dc, in double twice; dd
     numbers = {
         "selective_scan_forward": 3 * wide + saves * n * state + small,
         "selective_scan_backward": 5 * wide + (saves - 1 + 3) * n * state + small + partial,
@@ -201,7 +188,7 @@ def test_the_bytes_of_the_head_comment(cpp):
         assert all(report.moved <= report.asked for report in reports)  # no lane skips a part of a sector
 
 
-SIZE = {"batch": 2, "time": 17, "width": 40, "states": 9, "saves": 3, "groups": 2}
+SIZE = {"batch": 2, "time": 17, "width": 40, "states": 9, "saves": 3, "tiles": 2, "groups": 2}
 SHAPES = {"lstm": ((2,), (64,)), "selective_scan": ((4,), (32, 8)), "qrnn": ((1,), (128,))}
 MUTANTS = [("lstm", "__syncthreads();", n, "", "a race") for n in range(2)]
 MUTANTS += [("selective_scan", "__syncthreads();", n, "", "a race") for n in range(4)]

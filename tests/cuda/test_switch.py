@@ -80,6 +80,6 @@ def test_no_compiler_is_one_sentence(monkeypatch):
     assert not kernels_wanted(np, "scan") and host.PREFERRED == "loop"
 
 
-@pytest.mark.parametrize("stem", ["scan", "rglru", "wkv", "qrnn"])
+@pytest.mark.parametrize("stem", ["scan", "rglru", "wkv", "qrnn", "selective_scan"])
 def test_these_have_packs(cpp, stem):
     assert has_simd(stem)

@@ -39,7 +39,6 @@ HEADERS = {
     "simd": ("host.h",),
 }
 PREFERRED = "loop"  # of kernels without barriers, where nobody names a build; switch.py can make it simd
-BEHIND_MACROS = {"simd": ("host_math.h", "host_simd.h")}  # they ask what `real` is
 # -ffp-contract: a CPU with fused multiply-add gives the same numbers as one without. -U: fibers jump between stacks.
 FLAGS = "-x c++ -std=c++17 -shared -fPIC -pthread -ffp-contract=off -fno-strict-aliasing -U_FORTIFY_SOURCE".split()
 OPTIMISE = {"loop": ["-O2"], "fiber": ["-O2"], "check": ["-O1"], "debug": ["-O0", "-g"]}
@@ -50,6 +49,7 @@ _SHARED = re.compile(r"__shared__\s+([\w ]+?)\s+(\w+)((?:\s*\[[^]]*\])*)\s*;")
 _ARRAYS = re.compile(rf"\b({'|'.join(DTYPES)})\s+(\w+\s*\[[^;()=]*\])\s*;")  # `real x[N], y[N];`
 _ARRAY = re.compile(r"(\w+)((?:\s*\[[^]]*\])+)")
 _LONG = re.compile(r"\blong long\b(?!>)")  # but not in ptr<const long long>
+_LANES = re.compile(r"^#define LANES 32\b.*\n", re.MULTILINE)  # so a text asks for host_warp.h: it may wait
 _ENTRY = re.compile(r'extern\s+"C"\s+__global__')
 _SIZE = re.compile(r"\bsizeof\s*\(\s*real\s*\)")
 _POINTER = re.compile(rf"\b((?:const\s+)?(?:{'|'.join(DTYPES)}))\s*\*")
@@ -116,23 +116,27 @@ def translate(code: str, options: Sequence[str], build: str) -> str:
         code = _ARRAYS.sub(lambda m: " ".join(f"LOCAL({m[1]}{size}, {x});" for x, size in _ARRAY.findall(m[2])), code)
         code = _POINTER.sub(r"ptr<\1> ", code)
     if build == "simd":
-        code = _twice(code)
-    return f'{modes}{headers}{macros}{_read(BEHIND_MACROS.get(build, ()))}#line 1 "kernel.cu"\n{code}{entries}\n'
+        lanes = "".join(_LANES.findall(code))
+        macros += lanes + _read(("host_math.h", "host_simd.h", "host_warp.h" if lanes else "host_packs.h"))
+        code = _for_packs(code, whole_warps=bool(lanes))
+    return f'{modes}{headers}{macros}#line 1 "kernel.cu"\n{code}{entries}\n'
 
 
 def _read(names: Sequence[str]) -> str:
     return "".join(f'#line 1 "{HERE / name}"\n{(HERE / name).read_text("utf-8")}\n' for name in names)
 
 
-def _twice(code: str) -> str:
-    """The text of the simd build: as it stands, and for packs of threads; see host_simd.h."""
-    if waits := _WAITS.search(code):
+def _for_packs(code: str, whole_warps: bool) -> str:
+    """The text for packs of threads, see host_simd.h, and before it, unless a pack is a warp, the text as it stands."""
+    if not whole_warps and (waits := _WAITS.search(code)):
         raise CompilerError(f"the simd build has no {waits[0]}")
     for name, parameters in parse(code).items():
         if shared := [p.name for p in parameters if p.pointer and not p.alone]:
             raise CompilerError(f"{name}: {shared[0]} is not __restrict__, as the simd build needs it")
     plain = _ENTRY.sub("static", _SIZE.sub("sizeof(host::number)", code))
     packs = _LONG.sub("Index", _POINTER.sub(r"ptr<\1> ", plain.replace("__restrict__", "")))
+    if whole_warps:
+        plain, packs = "", _SHARED.sub(r"SHARED(\1\3, \2);", packs)
     names = "using real = host::Pack;\nusing host::Index;\nusing host::ptr;\nstatic const host::Thread threadIdx;\n"
     return f"namespace plain {{\n{plain}\n}}\n#undef real\nnamespace packs {{\n{names}{packs}\n}}\n"
 

@@ -35,7 +35,7 @@ const int BYTES = 32;
 #else
 const int BYTES = 16;
 #endif
-const int W = BYTES / int(sizeof(number));  // lanes of a vector
+const int VECTOR = BYTES / int(sizeof(number));  // its lanes
 
 typedef number vec __attribute__((vector_size(BYTES)));
 typedef whole ints __attribute__((vector_size(BYTES)));
@@ -103,7 +103,7 @@ FAST vec tanh_of(vec x) {
 }
 
 FAST vec sqrt_of(vec x) {
-    number lanes[W];
+    number lanes[VECTOR];
     memcpy(lanes, &x, BYTES);
     for (number& y : lanes) y = ::sqrt(y);
     memcpy(&x, lanes, BYTES);

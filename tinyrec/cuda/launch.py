@@ -133,11 +133,13 @@ def launch(
     grid: tuple[int, ...] = (),
     block: tuple[int, ...] = (BLOCK,),
     shared_mem: int = 0,
+    build: str | None = None,
 ) -> None:
     """Start the kernel `name` of <stem>.cu: for `threads` threads in all, or on a grid of blocks, as CUDA has them.
 
     args: arrays for pointers (None where its comment says "or null"), numbers for values. shared_mem: bytes of
-    `extern __shared__`. Raises TypeError or ValueError, naming kernel and argument, before anything is started.
+    `extern __shared__`. build: of host.py, for NumPy arrays, unless we are inside of `host_build`, which names another.
+    Raises TypeError or ValueError, naming kernel and argument, before anything is started.
     """
     if name not in kernels(stem):
         raise ValueError(f"{stem}.cu has no kernel '{name}'; it has {', '.join(kernels(stem))}")
@@ -151,7 +153,7 @@ def launch(
     real, ready = check_arguments(name, kernels(stem)[name], args)
     if math.prod(grid) == 0:
         return
-    function = _function(stem, name, real, xp, _mode.build)
+    function = _function(stem, name, real, xp, _mode.build or build)
     if xp is not np and shared_mem > SHARED_MEM:
         if shared_mem > (limit := shared_limit(xp)):
             raise ValueError(f"{name}: {shared_mem} bytes of shared memory, a block of this GPU has {limit}")

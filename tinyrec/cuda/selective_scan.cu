@@ -19,6 +19,9 @@
 
 #define STEPS (64 / (int)sizeof(real))  // of a tile: 16 in float; 8 in double, which takes two registers
 #define WARPS 8                         // of a block, at most
+#define LANES 32                        // of a warp; the simd build takes it as one (docs/cuda.md, 7)
+
+__device__ real select(bool where, real a, real b) { return where ? a : b; }
 
 extern "C" __global__ void selective_scan_forward(
     const real* __restrict__ u,   // (batch, time, width)
@@ -30,8 +33,9 @@ extern "C" __global__ void selective_scan_forward(
     real* __restrict__ y,         // (batch, time, width)
     real* __restrict__ saved,     // (saves, batch, states, width): before each tile, the first is given; after the last
     int batch, int time, int width, int states, int saves, int groups) {
-    __shared__ real parts[WARPS][STEPS][32];
-    const int lane = threadIdx.x, warp = threadIdx.y, channel = blockIdx.x % groups * 32 + lane;
+    __shared__ real parts[WARPS][STEPS][LANES];
+    const int warp = threadIdx.y;
+    const long long lane = threadIdx.x, channel = blockIdx.x % groups * LANES + lane;
     const bool inside = channel < width;
     const long long seq = blockIdx.x / groups, apart = (long long)batch * states * width;  // of two tiles in `saved`
     const real direct = inside && warp == 0 ? d[channel] : real(0);
@@ -74,9 +78,10 @@ extern "C" __global__ void selective_scan_forward(
 
 // Sums over the lanes of a warp of 2 STEPS numbers each: lane k gets the sum of the k-th. Two lanes that differ in one
 // bit each hand over the half that the other goes on with, and so 32 numbers take 31 shuffles, not 5 times 32.
-__device__ __forceinline__ real sums_over_lanes(real* x, int lane) {
+template <class Array>
+__device__ __forceinline__ real sums_over_lanes(Array& x, long long lane) {
     #pragma unroll
-    for (int by = 16; by >= 2 * STEPS; by /= 2) {  // more lanes than numbers: both halves go on with all
+    for (int by = LANES / 2; by >= 2 * STEPS; by /= 2) {  // more lanes than numbers: both halves go on with all
         #pragma unroll
         for (int k = 0; k < 2 * STEPS; k++) x[k] += __shfl_xor_sync(0xffffffffu, real(x[k]), by);
     }
@@ -86,14 +91,15 @@ __device__ __forceinline__ real sums_over_lanes(real* x, int lane) {
         for (int k = 0; k < STEPS; k++) {
             if (k >= by) continue;
             const real lower = x[k], upper = x[k + by];
-            const real got = __shfl_xor_sync(0xffffffffu, lane & by ? lower : upper, by);
-            x[k] = (lane & by ? upper : lower) + got;
+            const real got = __shfl_xor_sync(0xffffffffu, select(lane & by, lower, upper), by);
+            x[k] = select(lane & by, upper, lower) + got;
         }
     }
     return x[0];
 }
 
-// da, dd have one row per sequence, db and dc one per 32 channels: their sums are the gradients.
+// da, dd have one row per sequence, db and dc one per 32 channels: their sums are the gradients. A warp writes db and dc
+// of a tile side by side, steps behind the last one too; in double, lanes 16 to 31 repeat them.
 extern "C" __global__ void selective_scan_backward(
     const real* __restrict__ u,        // (batch, time, width)
     const real* __restrict__ dt,       // (batch, time, width)
@@ -101,24 +107,24 @@ extern "C" __global__ void selective_scan_backward(
     const real* __restrict__ b,        // (batch, time, states)
     const real* __restrict__ c,        // (batch, time, states)
     const real* __restrict__ d,        // (width)
-    const real* __restrict__ saved,    // (saves, batch, states, width)
+    const real* __restrict__ saved,    // (tiles, batch, states, width)
     const real* __restrict__ dy,       // (batch, time, width)
     const real* __restrict__ dh_last,  // (batch, states, width)
     real* __restrict__ du,             // (batch, time, width)
     real* __restrict__ ddt,            // (batch, time, width)
     real* __restrict__ da,             // (batch, states, width)
-    real* __restrict__ db,             // (groups, batch, states, time)
-    real* __restrict__ dc,             // (groups, batch, states, time)
+    real* __restrict__ dbc,            // (groups, batch, states, tiles, 32): of a tile STEPS of db, then of dc
     real* __restrict__ dd,             // (batch, width)
     real* __restrict__ dh_init,        // (batch, states, width)
-    int batch, int time, int width, int states, int saves, int groups) {
-    __shared__ real parts_w[WARPS][STEPS][32];
-    __shared__ real parts_e[WARPS][STEPS][32];
-    const int lane = threadIdx.x, warp = threadIdx.y, group = blockIdx.x % groups, channel = group * 32 + lane;
+    int batch, int time, int width, int states, int tiles, int groups) {
+    __shared__ real parts_w[WARPS][STEPS][LANES];
+    __shared__ real parts_e[WARPS][STEPS][LANES];
+    const int warp = threadIdx.y, group = blockIdx.x % groups;
+    const long long lane = threadIdx.x, channel = group * LANES + lane;
     const bool inside = channel < width;
     const long long seq = blockIdx.x / groups, apart = (long long)batch * states * width;
     real sum_dd = 0;
-    for (int tile = saves - 2; tile >= 0; tile--) {
+    for (int tile = tiles - 1; tile >= 0; tile--) {
         const long long start = seq * time + tile * STEPS;
         const int left = time - tile * STEPS;
         real step[STEPS], ut[STEPS], dyt[STEPS], w[STEPS], e[STEPS];
@@ -142,8 +148,8 @@ extern "C" __global__ void selective_scan_backward(
                 h[j + 1] = decay[j] * h[j] + step[j] * ut[j] * bt[j];  // (2) (3)
             }
             real carry = 0, sum_da = 0;  // decay_{t+1} delta_{t+1}; of the tiles behind this one
-            if (inside && tile == saves - 2) carry = dh_last[s];
-            if (inside && tile < saves - 2) carry = dh_init[s], sum_da = da[s];
+            if (inside && tile == tiles - 1) carry = dh_last[s];
+            if (inside && tile < tiles - 1) carry = dh_init[s], sum_da = da[s];
             #pragma unroll
             for (int j = STEPS - 1; j >= 0; j--) {
                 const real ct = j < left ? c[first + (long long)j * states] : real(0);
@@ -157,10 +163,8 @@ extern "C" __global__ void selective_scan_backward(
                 sum_da += st * step[j];                  // (14)
             }
             if (inside) dh_init[s] = carry, da[s] = sum_da;  // after the first tile (15)
-            const real total = sums_over_lanes(sums, lane);
-            const long long i = ((group * (long long)batch + seq) * states + n) * time + tile * STEPS + lane % STEPS;
-            if (lane % STEPS < left && lane < STEPS) db[i] = total;
-            if (lane % STEPS < left && lane >= STEPS && lane < 2 * STEPS) dc[i] = total;
+            const long long row = ((group * (long long)batch + seq) * states + n) * tiles + tile;
+            dbc[row * LANES + lane] = sums_over_lanes(sums, lane);
         }
         #pragma unroll
         for (int j = 0; j < STEPS; j++) parts_w[warp][j][lane] = w[j], parts_e[warp][j][lane] = e[j];

@@ -5,7 +5,7 @@
         ...
 
 NumPy is the reference. The kernels give the same numbers up to rounding, several times faster where exponentials are
-many (docs/cuda.md), in the simd build of host.py; that takes a C++ compiler and, once for each kernel, a second or two.
+many (docs/cuda.md), in the simd build of host.py; that takes a C++ compiler and, once for each kernel, a few seconds.
 
     with use_host_kernels(), host_build("check") as reports:  # every kernel there is, in the build that is named
         ...
@@ -57,9 +57,15 @@ def kernels_wanted(xp: Any, stem: str) -> bool:
     return xp is not np or (use_host_kernels._on and (launch.named_build() is not None or has_simd(stem)))
 
 
+def whole_warps(xp: Any) -> bool:
+    """Will a kernel that is wanted run in the simd build? Where threads wait for each other a block then has one warp,
+    and no warp may be cut (host_warp.h)."""
+    return xp is np and launch.named_build() in (None, "simd")
+
+
 @functools.cache
 def has_simd(stem: str) -> bool:
-    """Can the text be read for packs of threads? Kernels with barriers cannot; as fibers they are slower than NumPy."""
+    """Can the text be read for packs of threads? Those that wait and cannot are slower, as fibers, than NumPy."""
     from .host import CompilerError
 
     try:

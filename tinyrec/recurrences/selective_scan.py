@@ -16,7 +16,7 @@ too short for NumPy.
 from __future__ import annotations
 
 from ..backend import get_xp
-from ..cuda.launch import contiguous, launch
+from ..cuda import selective_scan as kernels
 from ..cuda.switch import kernels_wanted
 from ..ops.elementwise import exp
 from ..ops.shape import getitem, stack, sum
@@ -53,13 +53,8 @@ def selective_scan(u, dt, a, b, c, d, h_init):
         raise ValueError(f"expected T >= 1, dt like u, a {wanted[1]}, b and c {wanted[2]}, d {wanted[4]}, "
                          f"h_init {wanted[5]}")  # fmt: skip
     xp = get_xp(u)
-    if kernels_wanted(xp, "selective_scan"):
-        y, (sizes, blocks) = xp.empty(u.shape, u.dtype), _launch_sizes(u, n)
-        states = xp.empty((sizes[4], batch, n, width), u.dtype)  # before each tile, and the last
-        states[0] = h_init.swapaxes(1, 2)
-        inputs = contiguous(u, dt, a.T, b, c, d)
-        launch("selective_scan", "selective_scan_forward", *inputs, y, states, *sizes, **blocks)
-        return (y, states[-1].swapaxes(1, 2).copy()), (u, dt, a, b, c, d, states, True)
+    if time > 1 and kernels_wanted(xp, "selective_scan"):
+        return kernels.forward(u, dt, a, b, c, d, h_init)
     if time == 1:  # decoding: one step needs neither tiles nor another layout
         dt1 = dt.swapaxes(1, 2)  # (B, D, 1), beside b (B, 1, N)
         h = xp.exp(dt1 * a) * h_init + dt1 * u.swapaxes(1, 2) * b  # (1) (2) (3)
@@ -82,21 +77,13 @@ def selective_scan(u, dt, a, b, c, d, h_init):
 
 
 @selective_scan.vjp
-def selective_scan_vjp(gs, u, dt, a, b, c, d, states, by_kernel=False):
+def selective_scan_vjp(gs, u, dt, a, b, c, d, states, how=None):
+    if how is not None:  # of the launch
+        return kernels.backward(gs, u, dt, a, b, c, d, states, how)
     xp = get_xp(u)
     dy, dh_last = gs
     if dy is None:
         dy = xp.zeros_like(u)
-    if by_kernel:
-        (sizes, blocks), state = _launch_sizes(u, a.shape[1]), states[0].shape
-        dh_last = xp.zeros(state, u.dtype) if dh_last is None else dh_last.swapaxes(1, 2)
-        partial = sizes[5], len(u), a.shape[1], u.shape[1]  # a row per 32 channels
-        shapes = u.shape, u.shape, state, partial, partial, (len(u), u.shape[2]), state
-        du, ddt, da, db, dc, dd, dh_init = grads = [xp.empty(s, u.dtype) for s in shapes]
-        inputs = contiguous(u, dt, a.T, b, c, d, states, dy, dh_last)
-        launch("selective_scan", "selective_scan_backward", *inputs, *grads, *sizes, **blocks)
-        db, dc = (x.sum(axis=0).swapaxes(1, 2) for x in (db, dc))
-        return du, ddt, da.sum(axis=0).T, db, dc, dd.sum(axis=0), dh_init.swapaxes(1, 2)
     groups, tiles = _tiles(u.shape[0], u.shape[1], a.size)
     buffers = _buffers(groups[0], tiles[0], a.shape[1], u)
     a_t = a.T.copy()
@@ -133,14 +120,6 @@ def _buffers(group: slice, tile: slice, n: int, u) -> tuple:
     """Room for what `_run` returns; the first group and the first tile are the largest."""
     shape = (group.stop, n, u.shape[2])
     return tuple(get_xp(u).empty((tile.stop + more, *shape), u.dtype) for more in (0, 0, 1))
-
-
-def _launch_sizes(u, n: int) -> tuple[tuple, dict]:
-    """The last six arguments of both kernels, and their grid: 32 channels a block, up to 8 warps for the states."""
-    batch, time, width = u.shape
-    groups = -(-width // 32)
-    sizes = batch, time, width, n, -(-time * u.itemsize // 64) + 1, groups
-    return sizes, {"grid": (batch * groups,), "block": (32, min(n, 8))}
 
 
 def _time_major(x, rows: slice, tile: slice):
