@@ -182,7 +182,8 @@ class _Linear(_Inner):
         z = kq @ w
         z += b[:, :, None]
         g = self.gradient(xp, z[:, :, 0], k, v, lam)
-        gw, gb = gw + k[..., None] * g[:, :, None], gb + g
+        more = k[..., None] * g[:, :, None]
+        gw, gb = xp.add(more, gw, out=more), gb + g
         z = z[:, :, 1] - tau * ((kq[:, :, 1:] @ gw)[:, :, 0] + gb)  # q (w - tau gw) + b - tau gb
         return self.output(xp, q, z), weights, (gw, gb)
 
