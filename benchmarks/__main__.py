@@ -30,9 +30,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side (default 3)")
     parser.add_argument("--threads", type=int, help="instead of the case's own number")
     parser.add_argument("--seconds", type=float, default=8.0, help="timed work per side and round, at most about this")
+    parser.add_argument("--ours", default="tinyrec", metavar="SIDE", help="whose ratios are told (default tinyrec)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     options = parser.parse_args()
     cases = chosen(options.names)
+    if all(options.ours not in case.sides for case in cases):
+        sides = dict.fromkeys(side for case in cases for side in case.sides)
+        raise SystemExit(f"no side is called {options.ours!r}; there are: {', '.join(sides)}")
     if options.list:
         width = max(len(case.name) for case in cases)
         for case in cases:
@@ -41,11 +45,11 @@ def main() -> None:
     before, results = machine(), []
     for number, case in enumerate(cases, 1):
         print(f"{number} of {len(cases)}: {case.name}", file=sys.stderr)
-        results += compare(case, options.rounds, options.threads, options.seconds)
+        results += compare(case, options.rounds, options.threads, options.seconds, options.ours)
         if options.json:  # after every case: a long run that is interrupted keeps what it has
             record = {"machine": before, "load_after": machine()["load"], "results": [asdict(r) for r in results]}
             options.json.write_text(json.dumps(record, indent=1) + "\n")
-    show(results)
+    show(results, options.ours)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def copy_rate(cupy: Any, size: tuple[int, int, int], seconds: Callable[[Callable
 
 
 def torch_seconds(stem: str, size: tuple[int, int, int]) -> float | None:
-    """Forward and backward of PyTorch's form; None if PyTorch is not there or has no GPU."""
+    """Forward and backward of PyTorch's form; None if PyTorch is not there, or has no GPU, or not enough memory."""
     try:
         import torch
         from torch.utils.benchmark import Timer
@@ -129,12 +129,16 @@ def torch_seconds(stem: str, size: tuple[int, int, int]) -> float | None:
         return None
     leaves = [torch.from_numpy(x).to("cuda").requires_grad_() for x in inputs(stem, *size)[0]]
     form = FORMS[stem](leaves)
-    dy = torch.ones_like(form()[0])
 
     def call() -> None:
-        torch.autograd.grad(form()[0], leaves, dy, allow_unused=True)
+        y = form()[0]
+        torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
 
-    return Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=1).median  # it waits for the GPU
+    try:
+        return Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=1).median  # it waits for the GPU
+    except torch.cuda.OutOfMemoryError:  # a loop over time keeps every step
+        print(f"{stem}: PyTorch's form needs more memory than there is", file=sys.stderr)
+        return None
 
 
 def show(title: str, copy: float, rows: list[Measured], torch: dict[str, float | None]) -> None:
@@ -175,10 +179,10 @@ def main(arguments: list[str] | None = None) -> None:
         rows += measure(stem, size, gpu_seconds)
         cupy.get_default_memory_pool().free_all_blocks()  # PyTorch has a pool of its own
         torch[stem] = torch_seconds(stem, size)
+        if options.json:  # after every kernel: a long run that is interrupted keeps what it has
+            done = {"device": device, "size": size, "copy": copy, "torch": torch, "rows": [r._asdict() for r in rows]}
+            options.json.write_text(json.dumps(done, indent=1) + "\n")
     show(f"{device}, CuPy {cupy.__version__}, {date.today()}, B {B} T {T} C {C}", copy, rows, torch)
-    if options.json:
-        record = {"device": device, "size": size, "copy": copy, "torch": torch, "rows": [r._asdict() for r in rows]}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Result:
     rounds: list[float] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
     foreign_cores: list[float] = field(default_factory=list)  # taken by other programs meanwhile
-    ratios: list[float] = field(default_factory=list)  # tinyrec's time / this side's, round by round
+    ratios: list[float] = field(default_factory=list)  # tinyrec's time, or what is asked for, / this side's, by rounds
     version: str = ""
     missing: str = ""
 
@@ -75,8 +75,10 @@ def paired_ratios(ours: list[float], theirs: list[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-def compare(case: Case, rounds: int = 3, threads: int | None = None, seconds: float = 8.0) -> list[Result]:
-    """All sides of a case, taking turns; every other round runs in reversed order."""
+def compare(
+    case: Case, rounds: int = 3, threads: int | None = None, seconds: float = 8.0, ours: str = OURS
+) -> list[Result]:
+    """All sides of a case, taking turns; every other round runs in reversed order. Ratios are those of side `ours`."""
     threads = threads or case.threads
     results = {side: Result(case.name, side, case.unit, threads) for side in case.sides}
     for number in range(rounds):
@@ -90,10 +92,10 @@ def compare(case: Case, rounds: int = 3, threads: int | None = None, seconds: fl
                 result.rounds.append(median(seen["seconds"]))
                 result.memory_mb += [] if seen["memory_mb"] is None else [seen["memory_mb"]]
                 result.foreign_cores += [] if seen["foreign_cores"] is None else [seen["foreign_cores"]]
-    ours = results.get(OURS)
+    own = results.get(ours)
     for result in results.values():
-        if ours and ours.rounds and result.rounds:
-            result.ratios = paired_ratios(ours.rounds, result.rounds)
+        if own and own.rounds and result.rounds:
+            result.ratios = paired_ratios(own.rounds, result.rounds)
     return list(results.values())
 
 
@@ -101,9 +103,10 @@ def spread(values: list[float], form: str) -> str:
     return f"{min(values):{form}} - {max(values):{form}}"
 
 
-def show(results: list[Result]) -> None:
+def show(results: list[Result], ours: str = OURS) -> None:
     """Print the table; "others" is the most CPU, in cores, that other programs took during a kept run."""
-    table = Table(title="time: median of rounds (lowest - highest); ratio: tinyrec / side, below 1 tinyrec is faster")
+    ratio = f"ratio: {ours} / side, below 1 {ours} is faster"
+    table = Table(title=f"time: median of rounds (lowest - highest); {ratio}")
     for column in ("case", "side", "time", "spread", "per second", "MB", "others", "ratio", "ratio spread"):
         table.add_column(column, justify="left" if column in ("case", "side") else "right", no_wrap=True)
     for r in results:

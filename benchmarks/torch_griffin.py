@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.torch_rglru import RGLRU, Conv1D
+from benchmarks.torch_training import update
 
 MASKED = -2.3819763e38  # the official "minus infinity" for attention scores
 
@@ -230,9 +231,4 @@ def next_token_loss(model: Griffin, tokens: Tensor, positions: Tensor) -> Tensor
 
 def train_step(model: Griffin, optimizer: torch.optim.Optimizer, tokens: Tensor, positions: Tensor) -> float:
     """Forward, loss, backward, clip to norm 1, update."""
-    optimizer.zero_grad()
-    loss = next_token_loss(model, tokens, positions)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
+    return update(model, optimizer, next_token_loss(model, tokens, positions))

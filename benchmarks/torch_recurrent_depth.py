@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.torch_training import update
+
 
 @dataclass(frozen=True)
 class Config:
@@ -236,9 +238,4 @@ def train_step(
     state: Tensor | None = None,
 ) -> float:
     """Forward, loss, backward, clip to norm 1, update; n, k and state as in the model."""
-    optimizer.zero_grad()
-    loss = next_token_loss(model(tokens, n, k, state), targets)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
+    return update(model, optimizer, next_token_loss(model(tokens, n, k, state), targets))

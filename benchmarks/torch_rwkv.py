@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.torch_training import update
 from benchmarks.torch_wkv import WKVS, shift, wkv_step
 
 
@@ -113,12 +114,7 @@ class RWKV(nn.Module):
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor) -> float:
     """Forward, loss, backward, clip to norm 1, update; tokens (B, T + 1)."""
-    optimizer.zero_grad()
-    loss = next_token_loss(model, tokens)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
+    return update(model, optimizer, next_token_loss(model, tokens))
 
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:

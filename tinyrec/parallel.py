@@ -35,7 +35,7 @@ from .walk import grad
 
 def loss_and_grads(
     model: Any, tokens: Array, targets: Array, threads: int = 1, scale: float = 1.0, **inputs: Any
-) -> float:
+) -> float | Array:
     """Mean cross entropy in nats of model(tokens, **inputs) against targets != -1; tokens, targets (B, T) integers.
 
     With a model on a GPU it is an array () there, so that nobody waits: see backend.to_floats. tokens and targets may
@@ -74,7 +74,7 @@ def _split(tokens: Array, targets: Array, scale: float, inputs: dict, parts: int
 
 def _one(
     model: Any, tensors: list[Tensor], tokens: Array, targets: Array, scored: int, scale: float, inputs: dict
-) -> tuple[float, list[Array]]:
+) -> tuple[float | Array, list[Array]]:
     """What one part of the batch adds to the loss, and scale times what it adds to the gradients."""
     xp = get_xp(tensors[0].data)
     logits = model(xp.asarray(tokens), **inputs)
